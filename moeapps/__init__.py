@@ -1,0 +1,29 @@
+"""Mixture-of-experts outside language models: one gating core, fast kernels, published models.
+
+Subpackages load when they are first touched, so ``import moeapps`` costs next to nothing.
+
+Example:
+    >>> import moeapps
+    >>> moeapps.list_models("graphs/*")[:2]
+    ['graphs/gat', 'graphs/gcn']
+"""
+
+import importlib
+from types import ModuleType
+
+from moeapps.registry import create_model, list_models, model_info
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "create_model", "list_models", "model_info"]
+
+_SUBPACKAGES = ("data", "errors", "gating", "graphs", "kernels", "plots", "testing", "training")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _SUBPACKAGES:
+        return importlib.import_module(f"moeapps.{name}")
+    raise AttributeError(f"module 'moeapps' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_SUBPACKAGES])

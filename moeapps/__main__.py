@@ -1,0 +1,3 @@
+from moeapps.cli.main import main
+
+raise SystemExit(main())

@@ -1,0 +1,135 @@
+"""The table of everything moeapps can build by name. One line per model; imports nothing heavy."""
+
+import fnmatch
+import importlib
+from dataclasses import dataclass, field
+from typing import Any
+
+from moeapps.errors import MissingExtraError, UnknownNameError
+
+
+@dataclass(frozen=True)
+class ModelEntry:
+    """One registered model.
+
+    Args:
+        domain: Subpackage and name of the extra that installs what it needs.
+        target: ``"module:callable"`` that builds it from plain keyword arguments.
+        task: What it predicts, in the field's words.
+        summary: One line for ``moeapps list``.
+        paper: Reference of the method.
+        example: Small arguments with which the generic checks build it.
+        tags: Free words for searching.
+    """
+
+    domain: str
+    target: str
+    task: str
+    summary: str
+    paper: str
+    example: dict[str, Any] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+
+
+_NODE = "node classification"
+_SMALL = {"in_channels": 8, "hidden_channels": 16, "num_layers": 2, "out_channels": 3}
+_EXPERTS = "moeapps.graphs.models.experts"
+
+MODELS: dict[str, ModelEntry] = {
+    "mlp": ModelEntry(
+        "graphs", f"{_EXPERTS}:mlp", _NODE, "MLP on a node's own features", "-", _SMALL, ("weak",)
+    ),
+    "gcn": ModelEntry(
+        "graphs", f"{_EXPERTS}:gcn", _NODE, "Graph convolutional network",
+        "Kipf & Welling, ICLR 2017", _SMALL, ("strong",),
+    ),
+    "graphsage": ModelEntry(
+        "graphs", f"{_EXPERTS}:graphsage", _NODE, "GraphSAGE with mean aggregation",
+        "Hamilton et al., NeurIPS 2017", _SMALL, ("strong",),
+    ),
+    "gat": ModelEntry(
+        "graphs", f"{_EXPERTS}:gat", _NODE, "Graph attention network",
+        "Velickovic et al., ICLR 2018", {**_SMALL, "heads": 2}, ("strong",),
+    ),
+    "gin": ModelEntry(
+        "graphs", f"{_EXPERTS}:gin", _NODE, "Graph isomorphism network",
+        "Xu et al., ICLR 2019", _SMALL, ("strong",),
+    ),
+    "gin_skip": ModelEntry(
+        "graphs", "moeapps.graphs.models.gin_skip:GINSkip", _NODE, "GIN with a linear skip per layer",
+        "Zeng et al., ICLR 2024 (as a Mowst expert)", _SMALL, ("strong",),
+    ),
+    "h2gcn": ModelEntry(
+        "graphs", "moeapps.graphs.models.h2gcn:H2GCN", _NODE,
+        "Ego, one-hop and two-hop features kept apart",
+        "Zhu et al., NeurIPS 2020", {k: v for k, v in _SMALL.items() if k != "num_layers"},
+        ("strong",),
+    ),
+    "mowst": ModelEntry(
+        "graphs", "moeapps.graphs.models.mowst:mowst", _NODE,
+        "Weak MLP and strong GNN mixed by the weak expert's confidence",
+        "Zeng et al., Mixture of Weak and Strong Experts on Graphs, ICLR 2024",
+        {**_SMALL, "strong": "gcn"}, ("mixture",),
+    ),
+}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the registered models as ``domain/name``, sorted.
+
+    Args:
+        pattern: Shell pattern matched against ``domain/name`` and against ``name``.
+
+    Example:
+        >>> list_models("mow*")
+        ['graphs/mowst']
+    """
+    return sorted(
+        f"{entry.domain}/{name}"
+        for name, entry in MODELS.items()
+        if fnmatch.fnmatch(f"{entry.domain}/{name}", pattern) or fnmatch.fnmatch(name, pattern)
+    )
+
+
+def model_info(name: str) -> ModelEntry:
+    """The table's entry for ``name`` or ``domain/name``.
+
+    Raises:
+        UnknownNameError: With the closest names.
+
+    Example:
+        >>> model_info("graphs/gcn").paper
+        'Kipf & Welling, ICLR 2017'
+    """
+    short = name.rpartition("/")[2]
+    entry = MODELS.get(short)
+    if entry is None or name not in (short, f"{entry.domain}/{short}"):
+        raise UnknownNameError("model", name, MODELS, hint="See: moeapps list")
+    return entry
+
+
+def create_model(name: str, **arguments: Any) -> Any:
+    """Build a registered model from plain keyword arguments.
+
+    Args:
+        name: ``name`` or ``domain/name``, as :func:`list_models` prints them.
+        **arguments: Passed on to the model's constructor.
+
+    Raises:
+        UnknownNameError: With the closest names.
+        MissingExtraError: When the domain's packages are not installed.
+
+    Example:
+        >>> model = create_model("gcn", in_channels=8, hidden_channels=16, num_layers=2, out_channels=3)
+        >>> type(model).__name__
+        'GCN'
+    """
+    entry = model_info(name)
+    module_name, _, attribute = entry.target.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] == "moeapps":
+            raise
+        raise MissingExtraError(entry.domain, str(error.name).replace("_", "-")) from error
+    return getattr(module, attribute)(**arguments)
