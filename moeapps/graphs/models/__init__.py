@@ -1,0 +1,1 @@
+"""Graph models, one published method per file."""
