@@ -2,7 +2,6 @@
 
 import http.client
 import os
-import tempfile
 import time
 import urllib.error
 import urllib.parse
@@ -116,13 +115,13 @@ def fetch(card: DatasetCard, home: Path) -> None:
     for archive in card.archives:
         if all((home / place).is_file() for place in archive.members.values()):
             continue
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=home, prefix=".fetch-") as folder:
-            name = Path(urllib.parse.urlsplit(archive.urls[0]).path).name
-            packed = download_file(
-                archive.urls, Path(folder) / name, sha256=archive.sha256, size=archive.size
-            )
+        name = Path(urllib.parse.urlsplit(archive.urls[0]).path).name
+        packed = home / ".downloads" / name  # kept after an interruption, to go on from there
+        download_file(archive.urls, packed, sha256=archive.sha256, size=archive.size)
+        try:
             extract_archive(packed, home, members=archive.members)
+        finally:
+            packed.unlink()
     for file in card.files:
         if file.urls and not (home / file.path).is_file():
             try:
@@ -143,6 +142,8 @@ def _transfer(url: str, part: Path, size: int | None, timeout: float) -> None:
     if have:
         request.add_header("Range", f"bytes={have}-")
     with urllib.request.urlopen(request, timeout=timeout) as answer:
+        if answer.headers.get_content_type() == "text/html":
+            raise OSError("a web page came instead of the file")
         if answer.status != 206:  # the server sends the whole file again
             have = 0
         length = answer.headers.get("Content-Length")

@@ -2,20 +2,17 @@
 
 import hashlib
 import os
-import pickle
 import shutil
 import stat
-import struct
 import tarfile
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from moeapps.errors import DataIntegrityError
+from moeapps.errors import DataIntegrityError, MoeappsError
 
 _CHUNK = 1 << 20
 
@@ -73,23 +70,9 @@ def reading(path: str | Path) -> Iterator[None]:
     """
     try:
         yield
-    except (
-        EOFError,
-        IndexError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        OverflowError,
-        pickle.UnpicklingError,
-        struct.error,
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        zlib.error,
-        OSError,
-    ) as error:
-        if isinstance(error, DataIntegrityError | FileNotFoundError | PermissionError):
-            raise
+    except (MoeappsError, FileNotFoundError, PermissionError, MemoryError):
+        raise
+    except Exception as error:  # a parser of foreign bytes may raise anything
         raise DataIntegrityError(
             f"{path} cannot be read ({type(error).__name__}: {error}). It is truncated or not the "
             "published file: delete it and fetch it again."

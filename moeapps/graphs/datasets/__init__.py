@@ -37,6 +37,27 @@ DATASETS: dict[str, str] = {
     "cornell": f"{_HERE}.heterophilous:read",
     "chameleon-filtered": f"{_HERE}.heterophilous:read",
     "squirrel-filtered": f"{_HERE}.heterophilous:read",
+    "flickr": f"{_HERE}.flickr:read",
+    "ogbn-arxiv": f"{_HERE}.ogbn:read",
+    "ogbn-products": f"{_HERE}.ogbn:read",
+    "penn94": f"{_HERE}.linkx:read_facebook",
+    "reed98": f"{_HERE}.linkx:read_facebook",
+    "amherst41": f"{_HERE}.linkx:read_facebook",
+    "cornell5": f"{_HERE}.linkx:read_facebook",
+    "johnshopkins55": f"{_HERE}.linkx:read_facebook",
+    "pokec": f"{_HERE}.linkx:read_pokec",
+    "twitch-gamer": f"{_HERE}.twitch_gamer:read",
+    "twitch-de": f"{_HERE}.twitch_countries:read",
+    "twitch-engb": f"{_HERE}.twitch_countries:read",
+    "twitch-es": f"{_HERE}.twitch_countries:read",
+    "twitch-fr": f"{_HERE}.twitch_countries:read",
+    "twitch-ptbr": f"{_HERE}.twitch_countries:read",
+    "twitch-ru": f"{_HERE}.twitch_countries:read",
+    "twitch-tw": f"{_HERE}.twitch_countries:read",
+    "webkb-texas": f"{_HERE}.webkb:read",
+    "webkb-wisconsin": f"{_HERE}.webkb:read",
+    "webkb-cornell": f"{_HERE}.webkb:read",
+    "karate": f"{_HERE}.karate:read",
     "mixed-csbm": f"{_HERE}.mixed_csbm:read",
 }
 
@@ -46,7 +67,7 @@ def list_datasets(pattern: str = "*") -> list[str]:
 
     Example:
         >>> list_datasets("c*")
-        ['chameleon-filtered', 'citeseer', 'cora', 'cornell']
+        ['chameleon-filtered', 'citeseer', 'cora', 'cornell', 'cornell5']
     """
     return sorted(name for name in DATASETS if fnmatch.fnmatch(name, pattern))
 

@@ -42,7 +42,7 @@ class MixedCSBM:
     their own class. A network on features and a graph network are each right on one half, so a
     mixture that knows which half a node is in beats both.
 
-    .. math:: x_v = a_{kind(v)}\, \mu_{y(v)} + \sigma\, \varepsilon_v, \quad \varepsilon_v \sim N(0, I)
+    .. math:: x_v = a_{kind(v)}\, \mu_{y(v)} + \sigma \varepsilon_v, \; \varepsilon_v \sim N(0, I)
 
     with orthonormal class means :math:`\mu`. Each of :math:`V \cdot degree / 2` draws takes a
     source uniformly, a target of the source's kind with probability ``p_within``, and of the
