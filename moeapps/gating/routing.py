@@ -146,7 +146,7 @@ class Routing:
         """
         return self._map(lambda tensor: tensor.index_select(0, index))
 
-    def compose(self, inner: "Routing", groups: Sequence[Sequence[int]] | Tensor) -> "Routing":
+    def compose(self, inner: "Routing", groups: Sequence[Sequence[int]]) -> "Routing":
         r"""Two stages of mixing as one: experts inside groups, then the groups.
 
         .. math:: W_e = \sum_{(g, m):\ \mathrm{groups}[g][m] = e} v_g\, w_{g,m}
@@ -166,16 +166,17 @@ class Routing:
                 f"compose got layouts {self.layout!r} and {inner.layout!r}; it mixes weights per "
                 "row, so both must be 'dense' or 'token'"
             )
-        table = torch.as_tensor(groups, dtype=torch.int64)  # a list stays on the host until sent
-        num_experts = int(table.max()) + 1
         v, w = self.dense(), inner.dense()
-        if v.shape != w.shape[:-1] or tuple(table.shape) != tuple(w.shape[-2:]):
+        sizes = {len(group) for group in groups}
+        if v.shape != w.shape[:-1] or len(groups) != v.shape[-1] or sizes != {w.shape[-1]}:
             raise ArgumentError(
                 f"compose got outer weights {list(v.shape)}, inner weights {list(w.shape)} and "
-                f"groups {list(table.shape)}; expected [*L, G], [*L, G, M] and [G, M]"
+                f"{len(groups)} groups of {sorted(sizes)} experts; expected [*L, G], [*L, G, M] "
+                "and G groups of M"
             )
-        members = torch.nn.functional.one_hot(table.flatten(), num_experts)
-        members = members.to(device=w.device, dtype=w.dtype, non_blocking=True)
+        num_experts = 1 + max(max(group) for group in groups)
+        one_hot = [[float(e == m) for e in range(num_experts)] for group in groups for m in group]
+        members = torch.tensor(one_hot, dtype=w.dtype).to(w.device, non_blocking=True)
 
         def mix(outer_weights: Tensor, inner_weights: Tensor) -> Tensor:
             return (outer_weights.unsqueeze(-1) * inner_weights).flatten(-2) @ members
@@ -301,13 +302,15 @@ class Routing:
         )
 
 
-def mask_rows(routing: Routing, valid: Tensor) -> Routing:
+def mask_rows(routing: Routing, valid: Tensor | None) -> Routing:
     """Give padding rows weight 0 and index -1 in a dense, token or slot routing.
 
     Args:
         routing: Any layout but ``expert``, whose selection has to know the padding beforehand.
-        valid: bool ``[*L]``, False for padding.
+        valid: bool ``[*L]``, False for padding; None changes nothing.
     """
+    if valid is None:
+        return routing
     if routing.layout == "expert":
         raise ArgumentError(
             "mask_rows got an expert-choice routing; pass valid to the selection instead, "
