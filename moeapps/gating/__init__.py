@@ -1,7 +1,83 @@
 """The shared gating core: decisions, gates, experts, losses and statistics; needs torch only."""
 
-from moeapps.gating.losses import LOSSES
+from moeapps.gating.balance import BalanceBias, step
+from moeapps.gating.gates import Gate
+from moeapps.gating.perturbations import (
+    GateDropout,
+    Gaussian,
+    Gumbel,
+    Jitter,
+    Learned,
+    MonteCarlo,
+    Perturbation,
+)
 from moeapps.gating.routing import Routing, mask_rows
-from moeapps.gating.stats import DeadExperts, routing_stats
+from moeapps.gating.scores import (
+    MLP,
+    Confidence,
+    Constant,
+    Conv,
+    Fixed,
+    Hash,
+    Linear,
+    PooledLinear,
+    TaskConditioned,
+    Tasks,
+)
+from moeapps.gating.selections import (
+    ExpertChoice,
+    Random,
+    Select,
+    capacity,
+    expert_choice,
+    hard,
+    random,
+    scheduled_top_k,
+    soft_slots,
+    softmax,
+    topk,
+    topp,
+)
+from moeapps.gating.similarity_scores import Cosine, Prototype, Recurrent, SimilarityAware, Slots
 
-__all__ = ["LOSSES", "DeadExperts", "Routing", "mask_rows", "routing_stats"]
+__all__ = [
+    "MLP",
+    "BalanceBias",
+    "Confidence",
+    "Constant",
+    "Conv",
+    "Cosine",
+    "ExpertChoice",
+    "Fixed",
+    "Gate",
+    "GateDropout",
+    "Gaussian",
+    "Gumbel",
+    "Hash",
+    "Jitter",
+    "Learned",
+    "Linear",
+    "MonteCarlo",
+    "Perturbation",
+    "PooledLinear",
+    "Prototype",
+    "Random",
+    "Recurrent",
+    "Routing",
+    "Select",
+    "SimilarityAware",
+    "Slots",
+    "TaskConditioned",
+    "Tasks",
+    "capacity",
+    "expert_choice",
+    "hard",
+    "mask_rows",
+    "random",
+    "scheduled_top_k",
+    "soft_slots",
+    "softmax",
+    "step",
+    "topk",
+    "topp",
+]

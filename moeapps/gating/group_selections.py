@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from moeapps.errors import ArgumentError, GateError
 from moeapps.gating.balance import recomputing
-from moeapps.gating.capacity import ceil_ratio
+from moeapps.gating.limits import ceil_ratio
 from moeapps.gating.routing import Routing, mask_rows
 from moeapps.gating.select import masked_softmax, selection
 

@@ -1,12 +1,14 @@
 """Scores: modules that give every row one logit per expert.
 
 Any module from inputs to ``[*L, E]`` is a score. One that also takes ``cond``, ``state`` or
-``valid`` in its ``forward`` gets them from the gate, and one that returns ``(logits, extra)`` adds
-to the ``extra`` of the routing.
+``valid`` in its ``forward`` gets them from the gate, one that returns ``(logits, extra)`` adds to
+the ``extra`` of the routing, and one with ``channels_first = True`` has rows on every axis of its
+input but the second.
 
 Letters: ``*L`` rows, ``B`` batch, ``N`` rows of a group, ``D`` width, ``E`` experts, ``T`` tasks.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -17,6 +19,15 @@ from torch.nn import functional as F
 from moeapps.errors import ArgumentError, GateError
 
 STD = 0.02  # of every weight here that has no other rule
+
+
+def expect_width(x: Tensor, width: int) -> None:
+    """Refuse inputs whose last axis is not ``width``."""
+    if x.shape[-1] != width:
+        raise GateError(
+            f"gate expected [..., {width}], got {list(x.shape)}. Features belong on the last axis; "
+            "pixels in channels-first order need Conv or PooledLinear."
+        )
 
 
 class Linear(nn.Module):
@@ -40,6 +51,7 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of ``x``."""
+        expect_width(x, self.weight.shape[1])
         return F.linear(x, self.weight)
 
 
@@ -94,7 +106,7 @@ class MLP(nn.Sequential):
     ) -> None:
         widths = [in_features, *([hidden] if isinstance(hidden, int) else hidden), num_experts]
         layers: list[nn.Module] = []
-        for width, following in zip(widths, widths[1:], strict=False):
+        for width, following in itertools.pairwise(widths):
             linear = nn.Linear(width, following)
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -134,16 +146,17 @@ class Tasks(nn.Module):
         super().__init__()
         self.num_tasks, self.num_experts = num_tasks, num_experts
         self.weight = nn.Parameter(torch.randn(num_tasks * num_experts, in_features) * STD)
-        if visible is not None:
-            if tuple(visible.shape) != (num_tasks, num_experts) or visible.dtype != torch.bool:
-                raise ArgumentError(
-                    f"visible is {visible.dtype} {list(visible.shape)}, expected bool "
-                    f"[{num_tasks}, {num_experts}]: True where a task may use an expert."
-                )
+        shape = (num_tasks, num_experts)
+        if visible is not None and (visible.shape != shape or visible.dtype != torch.bool):
+            raise ArgumentError(
+                f"visible is {visible.dtype} {list(visible.shape)}, expected bool {list(shape)}: "
+                "True where a task may use an expert."
+            )
         self.register_buffer("visible", visible)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of ``x``."""
+        expect_width(x, self.weight.shape[1])
         logits = F.linear(x, self.weight).unflatten(-1, (self.num_tasks, self.num_experts))
         if self.visible is not None:
             logits = torch.where(self.visible, logits, -math.inf)
@@ -211,6 +224,8 @@ class Conv(nn.Module):
         torch.Size([1, 5, 5, 3, 2])
     """
 
+    channels_first = True
+
     def __init__(
         self,
         in_channels: int,
@@ -248,7 +263,7 @@ class Constant(nn.Module):
         Long-Tailed Recognition*, NeurIPS 2022 (its test-time weights).
 
     Example:
-        >>> Constant(3)(torch.zeros(2, 16)).softmax(-1)[0]
+        >>> Constant(3)(torch.zeros(2, 16)).softmax(-1)[0].detach()
         tensor([0.3333, 0.3333, 0.3333])
     """
 
@@ -287,11 +302,14 @@ class Fixed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of ``x``."""
+        expect_width(x, self.weight.shape[1])
         return F.linear(x, self.weight)
 
 
 class Hash(nn.Module):
-    r"""A fixed expert for every id: one-hot logits at :math:`(2654435761\, i \bmod 2^{32}) \bmod E`.
+    r"""A fixed expert for every id, as one-hot logits.
+
+    .. math:: e(i) = (2654435761\, i \bmod 2^{32}) \bmod E
 
     Use it with ``topk(1, score="identity")``, which gives weight 1.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moeapps.errors import ArgumentError, GateError
-from moeapps.gating.scores import STD
+from moeapps.gating.scores import STD, expect_width
 
 
 class Cosine(nn.Module):
@@ -57,6 +57,7 @@ class Cosine(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of ``x``."""
+        expect_width(x, self.project.in_features)
         cosine = F.linear(F.normalize(self.project(x), dim=-1), F.normalize(self.experts, dim=-1))
         return self.log_scale.clamp_max(math.log(100)).exp() * cosine
 
@@ -89,6 +90,7 @@ class Prototype(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of ``x``."""
+        expect_width(x, self.prototypes.shape[1])
         return F.linear(F.normalize(x, dim=-1), F.normalize(self.prototypes, dim=-1))
 
 
@@ -122,6 +124,7 @@ class Slots(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of ``x``."""
+        expect_width(x, self.phi.shape[0])
         phi = self.scale * F.normalize(self.phi, dim=0)
         return torch.einsum("bnd,des->bnes", F.normalize(x, dim=-1), phi)
 
