@@ -55,7 +55,7 @@ class DatasetCard:
         domain: Subpackage that reads it.
         task: What is predicted, in the field's words.
         metric: Metric its benchmark uses: ``"accuracy"`` or ``"auroc"``.
-        sizes: What is counted -> how many.
+        sizes: What is counted -> how many, as the source counts (edges once or per direction).
         classes: Number of classes.
         splits: Which splits there are and where they come from.
         licence: As its source states it.

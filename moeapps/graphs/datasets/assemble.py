@@ -23,6 +23,7 @@ def assemble(
     split_source: str,
     undirected: bool,
     self_loops: bool = True,
+    exact: tuple[str, ...] = ("nodes", "edges", "features"),
     **extra: Any,
 ) -> "Data":
     """Build, check and tidy a graph.
@@ -36,10 +37,11 @@ def assemble(
         split_source: Where the masks come from, one sentence.
         undirected: Add the reverse of every edge.
         self_loops: Keep edges from a node to itself.
+        exact: Which of the card's sizes the arrays must have; a truncated text file shows there.
         **extra: Further fields of the result.
 
     Raises:
-        DataIntegrityError: When :func:`validate_graph` objects.
+        DataIntegrityError: When a size is wrong or :func:`validate_graph` objects.
     """
     import torch
     from torch_geometric.data import Data
@@ -47,6 +49,13 @@ def assemble(
 
     from moeapps.graphs.datasets.validate import validate_graph
 
+    found = {"nodes": x.shape[0], "edges": edges.shape[1], "features": x.shape[1]}
+    for what in exact:
+        if found[what] != card.sizes.get(what, found[what]):
+            raise DataIntegrityError(
+                f"{card.title} has {found[what]} {what}, expected {card.sizes[what]}. A file is "
+                f"truncated or not the published one: fetch them again from {card.url}."
+            )
     y = np.asarray(y, dtype=np.int64).reshape(-1)
     y = np.where(y < 0, -1, y)
     data = Data(

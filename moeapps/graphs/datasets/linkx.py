@@ -147,7 +147,7 @@ def read_facebook(
     masks, source = _masks(files[name] if name else None, y, number)
     return assemble(
         card, x=x, y=y, edges=np.stack([adjacency.row, adjacency.col]), masks=masks,
-        split_source=source, undirected=undirected,
+        split_source=source, undirected=undirected, exact=("nodes", "features"),
     )  # fmt: skip
 
 

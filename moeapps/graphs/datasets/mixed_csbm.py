@@ -146,7 +146,7 @@ class MixedCSBM:
         data = assemble(
             replace(CARDS["mixed-csbm"], classes=classes),
             x=x, y=y, edges=edges, masks=masks, undirected=True, self_loops=False,
-            split_source=f"seeded 50/25/25 split {split}", kind=kind, **extra,
+            split_source=f"seeded 50/25/25 split {split}", exact=(), kind=kind, **extra,
         )  # fmt: skip
         data.local_homophily = _local_homophily(data)
         return data

@@ -146,7 +146,7 @@ def read(
             source = f"Geom-GCN 48/32/20 split {number}"
     return assemble(
         card, x=x, y=y, edges=edges, masks=masks, split_source=source,
-        undirected=undirected, self_loops=False,
+        undirected=undirected, self_loops=False, exact=("nodes", "features"),
     )  # fmt: skip
 
 

@@ -113,5 +113,5 @@ def read(
         edges = np.loadtxt(edges_path, dtype=np.int64, delimiter=",", skiprows=1, ndmin=2)
     return assemble(
         card, x=x, y=y, edges=edges.T, masks=random_masks(y, number, train=0.5, val=0.25),
-        split_source=SEEDED_50_25_25, undirected=undirected,
+        split_source=SEEDED_50_25_25, undirected=undirected, exact=("edges", "features"),
     )  # fmt: skip

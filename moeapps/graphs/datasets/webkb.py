@@ -108,5 +108,6 @@ def read(
             train, val, test = (stored[f"{m}_mask"].astype(bool) for m in ("train", "val", "test"))
         masks, source = (train, val, test), f"Geom-GCN 48/32/20 split {number}"
     return assemble(
-        card, x=x, y=y, edges=edges.T, masks=masks, split_source=source, undirected=undirected
-    )
+        card, x=x, y=y, edges=edges.T, masks=masks, split_source=source, undirected=undirected,
+        exact=("nodes", "features"),
+    )  # fmt: skip
