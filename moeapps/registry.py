@@ -62,8 +62,7 @@ MODELS: dict[str, ModelEntry] = {
     "h2gcn": ModelEntry(
         "graphs", "moeapps.graphs.models.h2gcn:H2GCN", _NODE,
         "Ego, one-hop and two-hop features kept apart",
-        "Zhu et al., NeurIPS 2020", {k: v for k, v in _SMALL.items() if k != "num_layers"},
-        ("strong",),
+        "Zhu et al., NeurIPS 2020", _SMALL, ("strong",),
     ),
     "mowst": ModelEntry(
         "graphs", "moeapps.graphs.models.mowst:mowst", _NODE,

@@ -68,6 +68,20 @@ class Pattern:
         """The pattern as a ``torch.sparse_csr`` matrix of ones."""
         return self.matrix(torch.ones(self.col.numel(), device=self.col.device))
 
+    def restrict(self, rows: Tensor, place: Tensor) -> tuple["Pattern", Tensor]:
+        """The entries of some rows whose columns are kept, and their places in this pattern.
+
+        Args:
+            rows: ``[r]`` rows to keep, in the order of the new ones.
+            place: ``[V]`` number of each column in the result, -1 for those left out.
+        """
+        owner, entry = spread(self.crow[rows], self.degree[rows])
+        col = place[self.col[entry]]
+        kept = col >= 0
+        crow = self.crow.new_zeros(rows.numel() + 1)
+        torch.cumsum(torch.bincount(owner[kept], minlength=rows.numel()), 0, out=crow[1:])
+        return Pattern(crow, col[kept], int(place.max()) + 1), entry[kept]
+
     def matrix(self, values: Tensor) -> Tensor:
         """``torch.sparse_csr`` matrix with these values."""
         with warnings.catch_warnings():  # torch calls its CSR layout "beta" on first use
@@ -96,6 +110,18 @@ class Pattern:
                     include_last_offset=True,
                 )
             return torch.sparse.mm(self.matrix(values), x)
+
+
+def spread(first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """All places ``first[i] .. first[i] + count[i] - 1`` in a row, each with its ``i``.
+
+    Example:
+        >>> [t.tolist() for t in spread(torch.tensor([5, 9]), torch.tensor([2, 1]))]
+        [[0, 0, 1], [5, 6, 9]]
+    """
+    owner = torch.arange(count.numel(), device=count.device).repeat_interleave(count)
+    before = count.cumsum(0) - count
+    return owner, torch.arange(owner.numel(), device=count.device) + (first - before)[owner]
 
 
 class Operator:

@@ -140,6 +140,11 @@ class GATConv(pyg.GATConv):
 class NodeNetwork(BasicGNN):
     """PyTorch Geometric's stack of layers with the signature shared by all experts here."""
 
+    @property
+    def receptive_hops(self) -> int:
+        """How far away a node can influence another."""
+        return self.num_layers
+
     def forward(
         self,
         x: Tensor,

@@ -18,7 +18,7 @@ from torch_geometric.sampler import (
 )
 
 from moeapps.errors import ArgumentError
-from moeapps.graphs.csr import Pattern
+from moeapps.graphs.csr import Pattern, spread
 
 _FREE = torch.iinfo(torch.long).max
 
@@ -152,18 +152,6 @@ class CSRNeighborSampler(BaseSampler):
         drawn = first[many, None] + _floyd(degree[many], fanout, self.generator)
         owners = torch.cat([few[owner], many.repeat_interleave(fanout)])
         return owners, torch.cat([position, drawn.flatten()])
-
-
-def spread(first: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """All places ``first[i] .. first[i] + count[i] - 1`` in a row, each with its ``i``.
-
-    Example:
-        >>> [t.tolist() for t in spread(torch.tensor([5, 9]), torch.tensor([2, 1]))]
-        [[0, 0, 1], [5, 6, 9]]
-    """
-    owner = torch.arange(count.numel(), device=count.device).repeat_interleave(count)
-    before = count.cumsum(0) - count
-    return owner, torch.arange(owner.numel(), device=count.device) + (first - before)[owner]
 
 
 def _floyd(degree: Tensor, fanout: int, generator: torch.Generator) -> Tensor:
