@@ -2,6 +2,7 @@
 
 from moeapps.gating.balance import BalanceBias, step
 from moeapps.gating.gates import Gate
+from moeapps.gating.losses import LOSSES
 from moeapps.gating.perturbations import (
     GateDropout,
     Gaussian,
@@ -39,14 +40,17 @@ from moeapps.gating.selections import (
     topp,
 )
 from moeapps.gating.similarity_scores import Cosine, Prototype, Recurrent, SimilarityAware, Slots
+from moeapps.gating.stats import DeadExperts, routing_stats
 
 __all__ = [
+    "LOSSES",
     "MLP",
     "BalanceBias",
     "Confidence",
     "Constant",
     "Conv",
     "Cosine",
+    "DeadExperts",
     "ExpertChoice",
     "Fixed",
     "Gate",
@@ -74,6 +78,7 @@ __all__ = [
     "hard",
     "mask_rows",
     "random",
+    "routing_stats",
     "scheduled_top_k",
     "soft_slots",
     "softmax",
