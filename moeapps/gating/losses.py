@@ -129,9 +129,9 @@ def load(
         tensor(0.)
     """
     probs, rows = _counted_probs(routing)
-    num_experts = routing.num_experts
-    top_k = num_experts if routing.indices is None else routing.indices.shape[-1]
-    if routing.layout != "token" or top_k >= num_experts:
+    num_experts, width = routing.num_experts, probs.shape[-1]
+    top_k = width if routing.indices is None else routing.indices.shape[-1]
+    if routing.layout != "token" or top_k >= width:
         return squared_cv(assigned(routing)[:num_experts].to(probs.dtype))
     noisy = routing.extra.get("noisy_logits")
     scale = routing.extra.get("sigma") if sigma is None else sigma
@@ -141,17 +141,16 @@ def load(
             "perturb=Learned(...) or Gaussian(...) and compute the loss in training, or use "
             "importance or balance."
         )
-    clean = _flat(routing.logits, rows)[:, :num_experts]
-    noisy = _flat(noisy, rows)[:, :num_experts]
+    clean, noisy = _flat(routing.logits, rows), _flat(noisy, rows)
     if isinstance(scale, Tensor) and scale.ndim:
-        scale = torch.where(rows.unsqueeze(-1), scale[..., :num_experts], 1).flatten(0, -2)
-    best = noisy.topk(top_k + 1, dim=-1).values
+        scale = torch.where(rows.unsqueeze(-1), scale, 1).flatten(0, -2)
+    possible = probs > 0  # masked experts are not; padding rows have none
+    best = torch.where(possible, noisy, -torch.inf).topk(top_k + 1, dim=-1).values
     bar = best[:, top_k - 1 : top_k]
     if threshold == "leave_one_out":
-        inside = noisy > best[:, top_k:]
-        bar = torch.where(inside, best[:, top_k:], bar)
-    chance = torch.special.ndtr((clean - bar) / scale)
-    return squared_cv(torch.where(rows.flatten().unsqueeze(-1), chance, 0).sum(0))
+        bar = torch.where(noisy > best[:, top_k:], best[:, top_k:], bar)
+    chance = torch.where(possible, torch.special.ndtr((clean - bar) / scale), 0)
+    return squared_cv(chance[:, :num_experts].sum(0))
 
 
 def router_z(routing: Routing) -> Tensor:
@@ -374,7 +373,7 @@ def assigned(routing: Routing, *, first_choice: bool = False) -> Tensor:
 
 
 def _counted_probs(routing: Routing) -> tuple[Tensor, Tensor]:
-    """``probs`` ``[N, E(+null)]`` with 0 in rows that do not count, and those rows, bool ``[*L]``."""
+    """``probs`` ``[N, E(+null)]``, 0 in rows that do not count, and those rows, bool ``[*L]``."""
     if routing.probs is None:
         raise ArgumentError(
             "this loss reads routing.probs, which the routing does not have. Build it with a "

@@ -162,6 +162,21 @@ def test_load_with_the_kth_score_as_threshold_for_all():
     torch.testing.assert_close(result, losses.squared_cv(chance))
 
 
+def test_load_ignores_masked_experts():
+    noisy = torch.tensor([[3.0, 2.0, 1.0, 9.0]], dtype=torch.float64, requires_grad=True)
+    probs = noisy.where(torch.tensor([True, True, True, False]), -torch.inf).softmax(-1)
+    routing = Routing(
+        probs[:, :1], 4, torch.tensor([[0]]), logits=noisy, probs=probs, layout="token",
+        extra={"noisy_logits": noisy, "sigma": torch.ones_like(noisy)},
+    )  # fmt: skip
+    normal = torch.distributions.Normal(0.0, 1.0)
+    chance = normal.cdf(torch.tensor([3.0 - 2.0, 2.0 - 3.0, 1.0 - 3.0, -torch.inf]).double())
+    value = losses.load(routing)
+    torch.testing.assert_close(value, losses.squared_cv(chance))
+    value.backward()
+    assert noisy.grad.isfinite().all()
+
+
 def test_load_without_noise_is_refused():
     with pytest.raises(ArgumentError, match="noise"):
         losses.load(make_token(torch.randn(4, 3), 1))
