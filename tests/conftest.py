@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-class NetworkBlocked(RuntimeError):
+class NetworkBlockedError(RuntimeError):
     """Not an OSError, so that code which survives a broken connection cannot hide it."""
 
 
@@ -35,7 +35,7 @@ def block_network(request, monkeypatch):
 
     def check(family, address):
         if family in (socket.AF_INET, socket.AF_INET6) and not _is_local(address[0]):
-            raise NetworkBlocked(f"a test tried to reach {address}; mark it 'network'")
+            raise NetworkBlockedError(f"a test tried to reach {address}; mark it 'network'")
 
     def guarded_connect(self, address):
         check(self.family, address)
@@ -48,7 +48,7 @@ def block_network(request, monkeypatch):
     def guarded_lookup(host, *args, **kwargs):
         name = host.decode() if isinstance(host, bytes) else host
         if not _is_local(name):
-            raise NetworkBlocked(f"a test tried to look up {name!r}; mark it 'network'")
+            raise NetworkBlockedError(f"a test tried to look up {name!r}; mark it 'network'")
         return lookup(host, *args, **kwargs)
 
     monkeypatch.setattr(socket.socket, "connect", guarded_connect)

@@ -17,9 +17,11 @@ def test_name_lookups_are_blocked():
 
 
 def test_loopback_works():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        with socket.create_connection(server.getsockname(), timeout=2) as client:
-            accepted, _ = server.accept()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname(), timeout=2) as client,
+    ):
+        accepted, _ = server.accept()
+        with accepted:
             accepted.sendall(b"x")
-            assert client.recv(1) == b"x"
-            accepted.close()
+        assert client.recv(1) == b"x"

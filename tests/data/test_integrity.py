@@ -63,9 +63,9 @@ def test_failed_write_leaves_the_old_file_and_no_litter(file):
 
 
 def test_parser_errors_name_the_file():
-    with pytest.raises(DataIntegrityError, match=r"cora\.x cannot be read \(EOFError"):
-        with reading("cora.x"):
-            raise EOFError("Ran out of input")
+    message = r"cora\.x cannot be read \(EOFError"
+    with pytest.raises(DataIntegrityError, match=message), reading("cora.x"):
+        raise EOFError("Ran out of input")
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError, MemoryError, DataNotFoundError])

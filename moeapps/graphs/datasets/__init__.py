@@ -8,6 +8,7 @@
 
 import fnmatch
 import importlib
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -127,10 +128,10 @@ def load(
     known = card(name)
     module, _, attribute = DATASETS[known.name].partition(":")
     read: Callable[..., Data] = getattr(importlib.import_module(module), attribute)
-    allowed = set(read.__kwdefaults__ or {})
-    unknown = sorted(set(args) - allowed)
-    if unknown:
-        takes = sorted(allowed - {"root", "split", "download"})
+    parameters = inspect.signature(read).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if not open_ended and (unknown := sorted(set(args) - set(parameters))):
+        takes = [name for name in parameters if name not in ("card", "root", "split", "download")]
         raise ArgumentError(
             f"{known.name} does not take {', '.join(unknown)}. "
             f"It takes {', '.join(takes) or 'no further arguments'}."

@@ -93,7 +93,6 @@ def read(
     nodes = int(_table(files["num-node-list.csv.gz"], np.int64, 1).item())
     count = int(_table(files["num-edge-list.csv.gz"], np.int64, 1).item())
     x = _table(files["node-feat.csv.gz"], np.float32, nodes)
-    # A node without a label is written as an empty cell or nan.
     label = _table(files["node-label.csv.gz"], np.float64, nodes)[:, 0]
     edges = _table(files["edge.csv.gz"], np.int64, count)
     parts = {name: _table(files[f"{name}.csv.gz"], np.int64, None)[:, 0] for name in _SPLIT}
@@ -108,14 +107,7 @@ def read(
 def _table(path: Path, dtype: Any, rows: int | None) -> np.ndarray:
     """A CSV file as a matrix, with as many rows as another file says it has."""
     with reading(path):
-        table = np.loadtxt(
-            path, dtype=dtype, delimiter=",", ndmin=2, comments=None,
-            converters=_number if dtype is np.float64 else None,
-        )  # fmt: skip
+        table = np.loadtxt(path, dtype=dtype, delimiter=",", ndmin=2, comments=None)
         if rows is not None and len(table) != rows:
             raise ValueError(f"{len(table)} rows, expected {rows}")
     return table
-
-
-def _number(cell: str) -> float:
-    return float(cell) if cell.strip() else float("nan")

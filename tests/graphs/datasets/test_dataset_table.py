@@ -1,0 +1,84 @@
+import importlib
+import inspect
+import socket
+
+import pytest
+import torch
+
+from moeapps import errors
+from moeapps.data import DatasetCard
+from moeapps.graphs.datasets import DATASETS, card, list_datasets, load
+
+
+@pytest.mark.parametrize("name", list_datasets())
+def test_card_is_complete(name):
+    entry = card(name)
+    assert isinstance(entry, DatasetCard)
+    assert entry.name == name
+    assert entry.domain == "graphs"
+    assert entry.metric in ("accuracy", "auroc")
+    assert entry.sizes["nodes"] > 0
+    assert entry.classes >= 2
+    for text in (entry.title, entry.splits, entry.licence, entry.source, entry.citation):
+        assert text
+    assert entry.url.startswith("https://")
+    assert len({file.name for file in entry.files}) == len(entry.files)
+    assert all(url.startswith("https://") for file in entry.files for url in file.urls)
+    assert bool(entry.files) != (entry.synthetic or name == "karate")
+
+
+@pytest.mark.parametrize("name", list_datasets())
+def test_reader_follows_the_protocol(name):
+    module, _, attribute = DATASETS[name].partition(":")
+    read = getattr(importlib.import_module(module), attribute)
+    parameters = list(inspect.signature(read).parameters.values())
+    assert [p.name for p in parameters[:4]] == ["card", "root", "split", "download"]
+    assert all(p.kind is p.KEYWORD_ONLY or p.kind is p.VAR_KEYWORD for p in parameters[1:])
+
+
+@pytest.mark.parametrize("name", [n for n in list_datasets() if card(n).files])
+def test_missing_set_names_page_and_never_asks_the_network(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(socket.socket, "connect", None)
+    with pytest.raises(errors.DataNotFoundError) as caught:
+        load(name, root=tmp_path)
+    assert card(name).url in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("call", [load, card])
+def test_unknown_name_gets_close_matches(call):
+    with pytest.raises(errors.UnknownNameError, match="Did you mean 'cora'"):
+        call("corra")
+
+
+def test_patterns_select():
+    assert list_datasets("ogbn*") == ["ogbn-arxiv", "ogbn-products"]
+    assert list_datasets("nothing") == []
+
+
+def test_unknown_argument_is_named():
+    with pytest.raises(errors.ArgumentError, match=r"karate does not take colour"):
+        load("karate", colour=1)
+    with pytest.raises(errors.ArgumentError, match="undirected"):
+        load("cora", size="tiny")
+    with pytest.raises(errors.ArgumentError, match="has no colour"):
+        load("mixed-csbm", colour=1)
+
+
+def test_sized_synthetic_parameters_pass():
+    assert load("mixed-csbm", num_nodes=100).num_nodes == 100
+
+
+def test_karate_is_there_without_files(check_data):
+    data = load("karate", split=3)
+    check_data(data, 34, 34)
+    assert data.edge_index.shape[1] == 156
+    assert not torch.equal(data.test_mask, load("karate").test_mask)
+
+
+def test_names_are_reachable_from_the_package():
+    import moeapps.graphs as graphs
+
+    assert graphs.load is load
+    assert graphs.card is card
+    assert graphs.mixed_csbm("tiny").num_nodes == graphs.MixedCSBM(num_nodes=400).num_nodes
