@@ -68,19 +68,21 @@ class Pattern:
         """The pattern as a ``torch.sparse_csr`` matrix of ones."""
         return self.matrix(torch.ones(self.col.numel(), device=self.col.device))
 
-    def restrict(self, rows: Tensor, place: Tensor) -> tuple["Pattern", Tensor]:
-        """The entries of some rows whose columns are kept, and their places in this pattern.
+    def restrict(self, nodes: Tensor, place: Tensor, *, num_inner: int) -> tuple["Pattern", Tensor]:
+        """A square part of the pattern, and the places of its entries in the whole.
 
         Args:
-            rows: ``[r]`` rows to keep, in the order of the new ones.
-            place: ``[V]`` number of each column in the result, -1 for those left out.
+            nodes: ``[v]`` rows and columns to keep, in their new order.
+            place: ``[V]`` new number of each node, -1 for those left out.
+            num_inner: Only the first rows keep their entries.
         """
-        owner, entry = spread(self.crow[rows], self.degree[rows])
+        inner = nodes[:num_inner]
+        owner, entry = spread(self.crow[inner], self.degree[inner])
         col = place[self.col[entry]]
         kept = col >= 0
-        crow = self.crow.new_zeros(rows.numel() + 1)
-        torch.cumsum(torch.bincount(owner[kept], minlength=rows.numel()), 0, out=crow[1:])
-        return Pattern(crow, col[kept], int(place.max()) + 1), entry[kept]
+        crow = self.crow.new_zeros(nodes.numel() + 1)
+        torch.cumsum(torch.bincount(owner[kept], minlength=nodes.numel()), 0, out=crow[1:])
+        return Pattern(crow, col[kept], nodes.numel()), entry[kept]
 
     def matrix(self, values: Tensor) -> Tensor:
         """``torch.sparse_csr`` matrix with these values."""

@@ -85,13 +85,13 @@ def operator(
     dtype: torch.dtype = torch.float32,
 ) -> Operator:
     """The cached sparse operator that :func:`propagate` multiplies with."""
-    graph = _graph(edge_index, num_nodes, edge_weight)
+    graph = graph_of(edge_index, num_nodes, edge_weight)
     return graph.operator(how, torch.float64 if dtype == torch.float64 else torch.float32)
 
 
 def loop_pattern(edge_index: Tensor, num_nodes: int) -> Pattern:
     """Cached pattern of the edges with exactly one self loop per node, as attention uses."""
-    return _graph(edge_index, num_nodes, None).with_loops[0]
+    return graph_of(edge_index, num_nodes, None).with_loops[0]
 
 
 def is_traced() -> bool:
@@ -163,6 +163,15 @@ def _cached(source: Tensor, weight: Tensor | None, extra: int, build: Callable[[
     return entry.value
 
 
+def bind(
+    edge_index: Tensor, num_nodes: int, graph: "Graph", *, edge_weight: Tensor | None = None
+) -> None:
+    """Make propagation over ``edge_index`` use a graph that was prepared elsewhere."""
+    key = edge_index if edge_weight is None else edge_weight
+    marks = (num_nodes, _marks(edge_index), None if edge_weight is None else _marks(edge_weight))
+    _CACHE[key] = _Entry(TensorWeakRef(edge_index), marks, graph)
+
+
 class _Features:
     """A sparse feature matrix as an operator per dtype."""
 
@@ -177,7 +186,7 @@ class _Features:
         return self.operators[dtype]
 
 
-class _Graph:
+class Graph:
     """One graph as rows per target, and every operator asked of it so far."""
 
     def __init__(self, edge_index: Tensor, num_nodes: int, edge_weight: Tensor | None) -> None:
@@ -211,6 +220,12 @@ class _Graph:
         return looped, torch.cat([weight[~is_loop], loops])[order]
 
     @cached_property
+    def onward_degree(self) -> float:
+        """Mean in-degree of the node that a random edge comes from, if edges were shuffled."""
+        degree = self.pattern.degree.double()
+        return float(degree.square().sum() / degree.sum().clamp(min=1))
+
+    @cached_property
     def hops(self) -> tuple[Pattern, Pattern]:
         """Pairs exactly one and exactly two hops apart."""
         size = self.pattern.num_rows
@@ -234,6 +249,7 @@ class _Graph:
         return Pattern(crow, col, matrix.shape[1])
 
     def operator(self, how: How, dtype: torch.dtype) -> Operator:
+        """The operator, built on first use."""
         if (how, dtype) not in self.operators:
             if self.weight is not None and how not in ("gcn", "sum"):
                 raise ArgumentError(
@@ -275,13 +291,14 @@ def _inverse_root(degree: Tensor) -> Tensor:
     return torch.where(degree == 0, 0.0, degree.rsqrt())
 
 
-def _graph(edge_index: Tensor, num_nodes: int, edge_weight: Tensor | None) -> _Graph:
+def graph_of(edge_index: Tensor, num_nodes: int, edge_weight: Tensor | None) -> Graph:
+    """The cached rows-per-target form of a graph."""
     if isinstance(edge_index, EdgeIndex):
         edge_index = edge_index.as_tensor()
 
-    def build() -> _Graph:
+    def build() -> Graph:
         _check(edge_index, num_nodes, edge_weight)
-        return _Graph(edge_index, num_nodes, edge_weight)
+        return Graph(edge_index, num_nodes, edge_weight)
 
     return _cached(edge_index, edge_weight, num_nodes, build)
 
