@@ -98,7 +98,9 @@ def neighborhood(
     with torch.inference_mode(False), torch.no_grad():
         part = _Part(whole, nodes, place, total - hops[-1].numel())
         pairs = torch.stack([part.pattern.col, part.pattern.row])
-    bind(pairs, total, part, edge_weight=part.weight)
+    bind(pairs, total, part)
+    if part.weight is not None:  # whoever passes the weights meets the same graph
+        bind(pairs, total, part, edge_weight=part.weight)
     return Neighborhood(nodes, pairs, part.weight)
 
 

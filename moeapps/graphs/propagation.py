@@ -295,6 +295,11 @@ def graph_of(edge_index: Tensor, num_nodes: int, edge_weight: Tensor | None) -> 
     """The cached rows-per-target form of a graph."""
     if isinstance(edge_index, EdgeIndex):
         edge_index = edge_index.as_tensor()
+    if edge_index.layout not in (torch.strided, torch.sparse_csr):
+        raise ArgumentError(
+            f"edge_index has layout {edge_index.layout}, expected [2, M] indices or a "
+            "torch.sparse_csr adjacency. Convert it with to_sparse_csr()."
+        )
 
     def build() -> Graph:
         _check(edge_index, num_nodes, edge_weight)
@@ -316,11 +321,10 @@ def _check(edge_index: Tensor, num_nodes: int, edge_weight: Tensor | None) -> No
                 "Put the weights into the adjacency's values."
             )
         return
-    if edge_index.layout != torch.strided or edge_index.dim() != 2 or edge_index.size(0) != 2:
+    if edge_index.dim() != 2 or edge_index.size(0) != 2:
         raise ArgumentError(
-            f"edge_index has layout {edge_index.layout} and shape {list(edge_index.shape)}, "
-            "expected [2, M] indices or a torch.sparse_csr adjacency. Convert it with "
-            "to_sparse_csr(), or stack the source and target rows."
+            f"edge_index has shape {list(edge_index.shape)}, expected [2, M] indices or a "
+            "torch.sparse_csr adjacency. Stack the source and target rows."
         )
     if edge_index.is_floating_point() or edge_index.dtype == torch.bool:
         raise ArgumentError(

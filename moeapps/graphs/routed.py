@@ -185,9 +185,9 @@ class _Runner:
 
 def _receptive_hops(expert: nn.Module) -> int:
     if hasattr(expert, "receptive_hops"):
-        return int(expert.receptive_hops)
+        return int(expert.receptive_hops)  # type: ignore[arg-type]
     if hasattr(expert, "num_layers"):
-        return int(expert.num_layers) + 1
+        return int(expert.num_layers) + 1  # type: ignore[arg-type]
     raise ArgumentError(
         f"{type(expert).__name__} does not say how far it looks, expected receptive_hops or "
         "num_layers on it. Pass num_hops=: its layers, plus one if they use neighbours' degrees."
