@@ -172,8 +172,8 @@ class NodeData(lightning.LightningDataModule):
                 "expected one. Use loader='neighbor' or --trainer.devices 1."
             )
         if not self._is_ready:
-            card = datasets.card(self.dataset)
-            self._take(self._load(), card.metric, card.classes)
+            data = self._load()
+            self._take(data, datasets.card(self.dataset).metric, data.num_classes)
 
     @property
     def _is_ready(self) -> bool:

@@ -4,6 +4,8 @@
 
     data = load("cora")            # x, y, edge_index, train_mask, val_mask, test_mask
 
+A card's ``sizes["edges"]`` is the number its source states; ``data.edge_source`` says how it became
+the number in ``data``.
 """
 
 import fnmatch
@@ -110,7 +112,7 @@ def load(
     Returns:
         ``Data`` with ``x [V, d]`` float32, ``y [V]`` int64 (-1 = unlabelled, in no mask),
         ``edge_index [2, M]`` without duplicates, and ``train_mask``, ``val_mask``,
-        ``test_mask [V]``. The strings ``split_source`` and ``edge_source`` say where the splits
+        ``test_mask [V]``; ``num_classes`` as an int. The strings ``split_source`` and ``edge_source`` say where the splits
         and the edges come from.
 
     Raises:

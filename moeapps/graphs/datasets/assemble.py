@@ -86,6 +86,7 @@ def assemble(
     data.edge_index = edge_index.contiguous()
     data.edge_source = "; ".join(said)
     data.split_source = split_source
+    data.num_classes = card.classes
     for name, value in extra.items():
         data[name] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
     return data

@@ -1,6 +1,7 @@
 import importlib
 import inspect
 import socket
+import sys
 
 import pytest
 import torch
@@ -82,3 +83,14 @@ def test_names_are_reachable_from_the_package():
     assert graphs.load is load
     assert graphs.card is card
     assert graphs.mixed_csbm("tiny").num_nodes == graphs.MixedCSBM(num_nodes=400).num_nodes
+
+
+@pytest.mark.parametrize(
+    ("name", "absent"), [("karate", "torch_geometric"), ("mixed-csbm", "torch_geometric")]
+)
+def test_missing_package_names_the_extra(name, absent, monkeypatch):
+    for module in [m for m in sys.modules if m.split(".")[0] == absent]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, absent, None)
+    with pytest.raises(errors.MissingExtraError, match=r"torch-geometric.*moeapps\[graphs\]"):
+        load(name)

@@ -165,6 +165,14 @@ def test_bad_parameters_are_refused(arguments, message):
         mixed_csbm(**{"size": "tiny", **arguments})
 
 
+def test_number_of_classes_follows_the_parameters():
+    from moeapps.graphs import NodeData
+
+    module = NodeData("mixed-csbm", dataset_args={"size": "tiny", "num_classes": 7})
+    module.setup()
+    assert module.num_classes == module.data.num_classes == 7
+
+
 def test_it_loads_by_name():
     by_name = load("mixed_csbm", size="tiny", seed=3, split=1)
     assert torch.equal(by_name.x, mixed_csbm("tiny", seed=3, split=1).x)
