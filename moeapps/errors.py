@@ -64,6 +64,10 @@ class CheckpointError(MoeappsError, RuntimeError):
     """A checkpoint is truncated, corrupt or belongs to another model."""
 
 
+class RunFolderError(MoeappsError, OSError):
+    """A run folder is missing, incomplete or cannot be written."""
+
+
 class GateError(MoeappsError, ValueError):
     """A gate got input it cannot route, or produced an invalid routing."""
 

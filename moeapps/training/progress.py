@@ -102,7 +102,10 @@ class LineProgress(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         """Write a line if it is time."""
-        self._evaluated("validate", batch_idx, self.total_val_batches_current_dataloader)
+        self.has_dataloader_changed(dataloader_idx)  # the totals below belong to this loader
+        if not trainer.sanity_checking:
+            total = self.total_val_batches_current_dataloader
+            self._evaluated("validate", batch_idx, total, timed=trainer.state.fn == "validate")
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -118,6 +121,7 @@ class LineProgress(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         """Write a line if it is time."""
+        self.has_dataloader_changed(dataloader_idx)  # the totals below belong to this loader
         self._evaluated("test", batch_idx, self.total_test_batches_current_dataloader)
 
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -134,6 +138,7 @@ class LineProgress(ProgressBar):
         dataloader_idx: int = 0,
     ) -> None:
         """Write a line if it is time."""
+        self.has_dataloader_changed(dataloader_idx)  # the totals below belong to this loader
         self._evaluated("predict", batch_idx, self.total_predict_batches_current_dataloader)
 
     def _start(self, share: float) -> None:
@@ -142,10 +147,11 @@ class LineProgress(ProgressBar):
     def _due(self) -> bool:
         return time.monotonic() - self._last >= self.every_seconds
 
-    def _evaluated(self, what: str, batch_idx: int, total: float) -> None:
+    def _evaluated(self, what: str, batch_idx: int, total: float, *, timed: bool = True) -> None:
         if self._due():
             share = (batch_idx + 1) / total if 0 < total < float("inf") else None
-            self._write([what, f"batch {batch_idx + 1}/{total}", *self._times(share)])
+            times = self._times(share) if timed else []
+            self._write([what, f"batch {batch_idx + 1}/{total}", *times])
 
     def _train_share(self, trainer: pl.Trainer, batches: int) -> float:
         """Share of the planned epochs that is done."""

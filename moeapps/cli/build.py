@@ -1,0 +1,168 @@
+"""From a checked configuration to model, data and trainer, through Lightning's command line."""
+
+import contextlib
+import logging
+import re
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jsonargparse
+import lightning.pytorch as pl
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from moeapps.errors import ConfigError
+from moeapps.training.checkpoints import AtomicCheckpointIO
+
+# For modules that do not end their training themselves.
+DEFAULT_EPOCHS = 200
+
+_TRAINER_DEFAULTS = {
+    "devices": 1,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "log_every_n_steps": 10,
+}
+
+# Advice of Lightning's that does not apply here: graphs are one batch and need no workers, runs
+# have their own folder, and progress and results are printed by moeapps.
+_WARNINGS = (
+    r".*does not have many workers.*",
+    r".*The number of training batches .* is smaller than the logging interval.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*is smaller than the `accumulate_grad_batches`.*",
+    r".*GPU available but not used.*",
+    r".*LeafSpec.* is deprecated.*",
+    r".*overridden `transfer_batch_to_device` in `LightningModule`.*",
+    r".*torch\.jit\.script(_method)?` is deprecated.*",  # PyTorch Geometric, when it is imported
+)
+_INFO = re.compile(
+    r"Seed set to|GPU available|TPU available|HPU available|💡|`Trainer\.fit` stopped"
+    r"|Restor(ing|ed)|Loaded model weights|LOCAL_RANK|\nDetected KeyboardInterrupt"
+    r"|The following callbacks returned in `LightningModule\.configure_callbacks`"
+)
+
+
+@dataclass
+class Built:
+    """What a configuration describes.
+
+    Args:
+        model: The Lightning module.
+        data: The data module.
+        config: The configuration with every default of model and data written out.
+        make_trainer: Builds the trainer, given callbacks and loggers.
+    """
+
+    model: pl.LightningModule
+    data: pl.LightningDataModule
+    config: dict[str, Any]
+    make_trainer: Callable[..., pl.Trainer]
+
+
+class _CLI(LightningCLI):
+    """Lightning's, given a mapping instead of ``sys.argv``; the trainer is made later."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._given = config
+        super().__init__(
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_kwargs={"exit_on_error": False},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            run=False,
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_object(self._given)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Any:
+        return None
+
+
+def build(config: dict[str, Any]) -> Built:
+    """Instantiate what a checked configuration describes.
+
+    Args:
+        config: Passed through :func:`moeapps.cli.configs.check_config` before.
+
+    Raises:
+        ConfigError: A value has the wrong type, with the key.
+    """
+    given = {key: value for key, value in config.items() if key != "schema"}
+    try:
+        cli = _CLI(given)
+    except (jsonargparse.ArgumentError, SystemExit) as error:
+        raise ConfigError(_readable(str(error))) from error
+    dump = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False, skip_check=True))
+    full = {
+        "schema": config["schema"],
+        "seed_everything": dump["seed_everything"],
+        "model": dump["model"],
+        "data": dump["data"],
+        "trainer": config.get("trainer") or {},
+    }
+    named = set(full["trainer"])
+    wanted = {**dict(cli.config_init["trainer"])}
+
+    def make_trainer(
+        *, callbacks: list[pl.Callback], loggers: list[Any], default_root_dir: str | None = None
+    ) -> pl.Trainer:
+        arguments = dict(wanted)
+        for key, value in _TRAINER_DEFAULTS.items():
+            if key not in named:
+                arguments[key] = value
+        if arguments.get("max_epochs") is None and arguments.get("max_steps") == -1:
+            ends_itself = getattr(cli.model, "keeps_best", False)
+            arguments["max_epochs"] = -1 if ends_itself else DEFAULT_EPOCHS
+        own = arguments.get("callbacks") or []
+        arguments["callbacks"] = [*callbacks, *(own if isinstance(own, list) else [own])]
+        more = arguments.get("logger") or []
+        if more is not True:
+            loggers = [*loggers, *(more if isinstance(more, list) else [more])]
+        arguments["logger"] = loggers or False
+        plugins = arguments.get("plugins") or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        arguments["plugins"] = [*plugins, AtomicCheckpointIO()]
+        arguments["default_root_dir"] = arguments.get("default_root_dir") or default_root_dir
+        return pl.Trainer(**arguments)
+
+    return Built(cli.model, cli.datamodule, full, make_trainer)
+
+
+def _readable(message: str) -> str:
+    """The part of jsonargparse's message that says what to change."""
+    lines = [line.rstrip() for line in message.strip().splitlines() if line.strip()]
+    text = "\n".join(lines[:12])
+    return f"The configuration does not fit: {text}"
+
+
+@contextlib.contextmanager
+def quiet() -> Any:
+    """Leave out the warnings and tips of Lightning's that do not apply; keep all others."""
+
+    def relevant(record: logging.LogRecord) -> bool:
+        return record.levelno > logging.INFO or not _INFO.search(record.getMessage())
+
+    names = (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.seed",
+        "lightning.fabric.utilities.rank_zero",
+        "lightning.pytorch.accelerators.cuda",
+    )
+    loggers = [logging.getLogger(name) for name in names]
+    for logger in loggers:
+        logger.addFilter(relevant)
+    try:
+        with warnings.catch_warnings():
+            for message in _WARNINGS:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(relevant)

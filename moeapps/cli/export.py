@@ -1,0 +1,64 @@
+"""``moeapps export RUN``: the trained network as files that other programs can load."""
+
+import argparse
+import importlib
+from pathlib import Path
+from typing import Any
+
+from moeapps.errors import ConfigError
+
+FORMATS = ("safetensors", "torch")
+
+
+def register(subparsers: Any) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "export", help="write a run's network for use elsewhere", allow_abbrev=False
+    )
+    parser.add_argument("folder", metavar="RUN", help="run folder, or a checkpoint file")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="safetensors",
+        help="safetensors: weights and config.json for moeapps.training.load_model; "
+        "torch: a torch.export program for any number of rows [safetensors]",
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="DIR", help="where to write [export/ in the run]")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Rebuild the network from its checkpoint and write it."""
+    from moeapps.cli.build import quiet
+    from moeapps.cli.console import console
+    from moeapps.cli.evaluate import find_checkpoint, rebuild
+    from moeapps.training.checkpoints import load_checkpoint
+    from moeapps.training.export import PROGRAM, export_program, save_model
+
+    folder, file = find_checkpoint(options.folder)
+    out = Path(options.out or (folder.path if folder else file.parent) / "export")
+    checkpoint = load_checkpoint(file)
+    with quiet():
+        module: Any = rebuild(file).model
+    # Sizes that the data gave during training stand in the checkpoint only.
+    module.hparams.update(checkpoint.get("hyper_parameters", {}))
+    if module.model is None:
+        module.model = module.build()
+    module.load_state_dict(checkpoint["state_dict"])
+    module.eval()
+    try:
+        if options.format == "safetensors":
+            save_model(module, out)
+            text = f'{out}\nload it with: moeapps.training.load_model("{out}")'
+        else:
+            domain = type(module).__module__.split(".")[1]
+            example = _export_inputs(domain)
+            inputs, shapes = example(module)
+            export_program(module.model, inputs, dynamic_shapes=shapes, path=out / PROGRAM)
+            text = f'{out / PROGRAM}\nload it with: torch.export.load("{out / PROGRAM}").module()'
+    except OSError as error:
+        raise ConfigError(f"Cannot write in {out} ({error}). Choose --out DIR.") from error
+    console().print(text, markup=False)
+    return 0
+
+
+def _export_inputs(domain: str) -> Any:
+    return importlib.import_module(f"moeapps.{domain}.export").export_inputs

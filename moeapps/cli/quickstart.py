@@ -1,0 +1,209 @@
+"""``moeapps quickstart``: the main job on data that is made on the spot, in a few minutes."""
+
+import argparse
+import importlib
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moeapps.errors import ConfigError, RunFolderError, UnknownNameError
+
+if TYPE_CHECKING:
+    from moeapps.training.report import Section
+
+# One part per domain. Each module has ``run(*, seeds, fast, say) -> Part``.
+PARTS = {"graphs": "moeapps.cli.quickstart_graphs"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model in the final table.
+
+    Args:
+        model: Its name.
+        scores: Test score per seed, in [0, 1].
+        seconds: Training time per seed.
+        weak_share: Share of rows sent to the weak expert per seed; empty for single models.
+    """
+
+    model: str
+    scores: tuple[float, ...]
+    seconds: tuple[float, ...]
+    weak_share: tuple[float, ...] = ()
+
+
+@dataclass
+class Part:
+    """What one domain's part produced.
+
+    Args:
+        title: One line: data and question.
+        rows: One per model.
+        reading: What the numbers say, computed from them.
+        sections: Of the report, after the table.
+        facts: Plain values for ``report.json``.
+    """
+
+    title: str
+    rows: list[Row]
+    reading: str
+    sections: "list[Section]" = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def register(subparsers: Any) -> None:
+    """Add the command."""
+    parser = subparsers.add_parser(
+        "quickstart",
+        help="train the main models on generated data and show what came out",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--seeds", metavar="N", type=int, default=5, help="how often [5]")
+    parser.add_argument(
+        "--out", metavar="DIR", help="folder of the report [runs/quickstart/<time>]"
+    )
+    parser.add_argument(
+        "--only", metavar="PART", action="append", help=f"one of: {', '.join(PARTS)}"
+    )
+    parser.add_argument(
+        "--fast", action="store_true", help="tiny data, one seed: does everything run?"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the parts, print one table, write one report."""
+    if options.seeds < 1:
+        raise ConfigError(f"--seeds {options.seeds} is too small. Choose 1 or more.")
+    names = options.only or list(PARTS)
+    for name in names:
+        if name not in PARTS:
+            raise UnknownNameError("part", name, PARTS)
+    from moeapps.cli.build import quiet
+    from moeapps.cli.console import console, messages
+
+    out = messages()
+    folder = _folder(options.out)
+    began = time.monotonic()
+    seeds = 1 if options.fast else options.seeds
+    parts = {}
+    with quiet():
+        for name in names:
+            module = importlib.import_module(PARTS[name])
+            parts[name] = module.run(
+                seeds=seeds, fast=options.fast, say=lambda text: out.print(text, markup=False)
+            )
+    for part in parts.values():
+        console().print(_terminal_table(part))
+        console().print(part.reading, markup=False)
+    _write(folder, parts, seconds=time.monotonic() - began, seeds=seeds, fast=options.fast)
+    console().print(f"report: {folder / 'report.html'}", markup=False)
+    return 0
+
+
+def mean_spread(values: tuple[float, ...], *, scale: float = 1.0, digits: int = 1) -> str:
+    """Mean and standard deviation (of a sample) as text.
+
+    Example:
+        >>> mean_spread((0.5, 0.7), scale=100)
+        '60.0 ± 14.1'
+        >>> mean_spread((0.5,), scale=100)
+        '50.0'
+    """
+    import statistics
+
+    mean = f"{scale * statistics.fmean(values):.{digits}f}"
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
+
+
+HEADER = ("model", "test accuracy, %", "time per training, s", "to the weak expert, %")
+
+
+def table_rows(part: Part) -> list[tuple[str, ...]]:
+    """The rows of the final table as text."""
+    return [
+        (
+            row.model,
+            mean_spread(row.scores, scale=100),
+            mean_spread(row.seconds),
+            mean_spread(row.weak_share, scale=100) if row.weak_share else "-",
+        )
+        for row in part.rows
+    ]
+
+
+def _terminal_table(part: Part) -> Any:
+    from rich.table import Table
+
+    table = Table(title=f"\n{part.title}", title_justify="left", box=None, pad_edge=False)
+    for index, name in enumerate(HEADER):
+        table.add_column(name, justify="left" if index == 0 else "right")
+    for cells in table_rows(part):
+        table.add_row(*cells)
+    return table
+
+
+def _folder(given: str | None) -> Path:
+    from moeapps.training.runs import RunFolder
+
+    if given is None:
+        return RunFolder.create("runs", "quickstart", "").path
+    folder = Path(given)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"Cannot make the folder {folder} ({error.strerror}). Choose another with --out DIR."
+        ) from error
+    RunFolder(folder).check_writable()
+    return folder
+
+
+def _write(folder: Path, parts: dict[str, Part], *, seconds: float, seeds: int, fast: bool) -> None:
+    from moeapps.cli.report import duration
+    from moeapps.training.report import Report, Section, Table, write
+    from moeapps.training.runs import RunFolder, environment_text
+
+    seeds_text = "1 seed" if seeds == 1 else f"{seeds} seeds"
+    report = Report(
+        "moeapps quickstart (synthetic data)", f"{seeds_text}, {duration(seconds)} in all"
+    )
+    report.notices.append("The data is synthetic: it was generated from seeds, not measured.")
+    if fast:
+        report.notices.append(
+            "This was a trial run on tiny data (--fast): read no meaning into it."
+        )
+    for part in parts.values():
+        table = Table(HEADER, tuple(table_rows(part)))
+        report.sections.append(Section(part.title, text=part.reading, table=table))
+        report.sections += part.sections
+    command = "moeapps quickstart" + (" --fast" if fast else f" --seeds {seeds}")
+    report.sections.append(Section("How to run it again", code=command))
+    report.sections.append(Section("Environment", code=environment_text()))
+    run = RunFolder(folder)
+    write(report, folder)
+    run.write_environment()
+    run.write_report(
+        {
+            "schema": 1,
+            "status": "trial" if fast else "complete",
+            "synthetic": True,
+            "seconds": seconds,
+            "parts": {
+                name: {
+                    **part.facts,
+                    "rows": [
+                        {
+                            "model": row.model, "scores": row.scores, "seconds": row.seconds,
+                            "weak_share": row.weak_share,
+                        }
+                        for row in part.rows
+                    ],
+                }
+                for name, part in parts.items()
+            },
+        }
+    )  # fmt: skip

@@ -1,0 +1,130 @@
+"""Figures of a node classification run, from the arrays and metrics in its folder."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from moeapps.plots import (
+    accuracy_by_confidence,
+    confidence_against,
+    confidence_histogram,
+    curves_by_turn,
+    training_curves,
+)
+
+CAPTIONS = {
+    "confidence_homophily": (
+        "Confidence c of each test node against the share of its neighbours that have its own "
+        "label. Where neighbours agree, the graph network is the better source and c should be "
+        "low; the line is the median."
+    ),
+    "accuracy_confidence": (
+        "Accuracy of each expert on the test nodes, sorted by confidence into bins of equal size. "
+        "A gate that works has the strong expert on top at the left and the weak one at the right; "
+        "the mixture should follow the upper line."
+    ),
+    "curves_turns": (
+        "Validation accuracy over the training, turn by turn. Turns marked (undone) did not beat "
+        "the best before them, and their weights were thrown away."
+    ),
+    "confidence_histogram": (
+        "How the confidence is spread over the test nodes. A single bar at 0 or 1 is a gate that "
+        "has collapsed onto one expert."
+    ),
+    "curves_accuracy": "Validation accuracy over the epochs.",
+    "curves_loss": "Loss over the epochs.",
+}
+
+_ACCURACIES = {
+    "val/acc_expected": "mixture, expected",
+    "val/acc": "mixture",
+    "val/acc_weak": "weak expert",
+    "val/acc_strong": "strong expert",
+}
+
+
+def figures(
+    results: Mapping[str, np.ndarray], metrics: Mapping[str, np.ndarray]
+) -> dict[str, Figure]:
+    """Every figure for which the run has data, by name; :data:`CAPTIONS` says what each shows.
+
+    Args:
+        results: Arrays of ``results.npz``; may be empty, as in a run that was never tested.
+        metrics: Columns of ``metrics.csv``.
+
+    Example:
+        >>> drawn = figures({}, {"epoch": np.arange(2.0), "train/loss": np.array([2.0, 1.0])})
+        >>> list(drawn)
+        ['curves_loss']
+    """
+    drawn: dict[str, Figure] = {}
+    if "confidence" in results:
+        drawn |= _gate_figures(results)
+    drawn |= _curves(results, metrics)
+    return drawn
+
+
+def _gate_figures(results: Mapping[str, np.ndarray]) -> dict[str, Figure]:
+    test = results["test_mask"].astype(bool) & (results["label"] >= 0)
+    confidence = results["confidence"][test]
+    kinds = results["kind"][test] if "kind" in results else None
+    return {
+        "confidence_homophily": confidence_against(
+            confidence,
+            results["local_homophily"][test],
+            xlabel="local homophily (share of neighbours with the node's label)",
+            groups=kinds,
+            group_names=() if kinds is None else ("structure nodes", "feature nodes"),
+        ),
+        "accuracy_confidence": accuracy_by_confidence(
+            confidence,
+            {
+                "strong expert": results["strong_correct"][test],
+                "weak expert": results["weak_correct"][test],
+                "mixture": results["mixture_correct"][test],
+            },
+        ),
+        "confidence_histogram": confidence_histogram(confidence),
+    }
+
+
+def _curves(
+    results: Mapping[str, np.ndarray], metrics: Mapping[str, np.ndarray]
+) -> dict[str, Figure]:
+    epochs = metrics.get("epoch")
+    if epochs is None:
+        return {}
+    drawn: dict[str, Figure] = {}
+    mixture = "val/acc_expected" in metrics or "val/acc_weak" in metrics
+    if mixture:
+        series = {name: metrics[key] for key, name in _ACCURACIES.items() if key in metrics}
+        if "mixture, expected" in series:
+            # In a pretraining the plain accuracy is that of the one expert: it has its own line.
+            both = np.isfinite(series["mixture, expected"])
+            series["mixture"] = np.where(both, series["mixture"], np.nan)
+        drawn["curves_turns"] = curves_by_turn(
+            epochs, series, _turns(results), ylabel="validation accuracy", percent=True
+        )
+    elif "val/acc" in metrics:
+        drawn["curves_accuracy"] = training_curves(
+            epochs, {"validation": metrics["val/acc"]}, ylabel="validation accuracy", percent=True
+        )
+    losses = {
+        name: metrics[key]
+        for key, name in (("train/loss", "training"), ("val/loss", "validation"))
+        if key in metrics
+    }
+    if losses:
+        drawn["curves_loss"] = training_curves(epochs, losses, ylabel="loss (nats)")
+    return drawn
+
+
+def _turns(results: Mapping[str, np.ndarray]) -> list[tuple[str, int, int, bool]]:
+    if "turn_phase" not in results:
+        return []
+    columns = ("turn_phase", "turn_start", "turn_epochs", "turn_accepted")
+    return [
+        (str(phase), int(start), int(length), bool(kept))
+        for phase, start, length, kept in zip(*(results[c] for c in columns), strict=True)
+    ]
