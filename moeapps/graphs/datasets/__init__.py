@@ -112,8 +112,8 @@ def load(
     Returns:
         ``Data`` with ``x [V, d]`` float32, ``y [V]`` int64 (-1 = unlabelled, in no mask),
         ``edge_index [2, M]`` without duplicates, and ``train_mask``, ``val_mask``,
-        ``test_mask [V]``; ``num_classes`` as an int. The strings ``split_source`` and ``edge_source`` say where the splits
-        and the edges come from.
+        ``test_mask [V]``; ``num_classes`` as an int. The strings ``split_source`` and
+        ``edge_source`` say where the splits and the edges come from.
 
     Raises:
         UnknownNameError: With the closest names.
