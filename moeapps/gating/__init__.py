@@ -1,7 +1,20 @@
 """The shared gating core: decisions, gates, experts, losses and statistics; needs torch only."""
 
 from moeapps.gating.balance import BalanceBias, step
+from moeapps.gating.combine import combine, dempster
+from moeapps.gating.experts import (
+    Experts,
+    Mlp,
+    ModuleExperts,
+    OnlineExperts,
+    SharedExperts,
+    StackedConv2d,
+    StackedFiLM,
+    StackedLinear,
+    StackedMLP,
+)
 from moeapps.gating.gates import Gate
+from moeapps.gating.layer import MoE
 from moeapps.gating.losses import LOSSES
 from moeapps.gating.perturbations import (
     GateDropout,
@@ -12,6 +25,7 @@ from moeapps.gating.perturbations import (
     MonteCarlo,
     Perturbation,
 )
+from moeapps.gating.record import Record, record, report_routing
 from moeapps.gating.routing import Routing, mask_rows
 from moeapps.gating.scores import (
     MLP,
@@ -52,6 +66,7 @@ __all__ = [
     "Cosine",
     "DeadExperts",
     "ExpertChoice",
+    "Experts",
     "Fixed",
     "Gate",
     "GateDropout",
@@ -61,23 +76,37 @@ __all__ = [
     "Jitter",
     "Learned",
     "Linear",
+    "Mlp",
+    "MoE",
+    "ModuleExperts",
     "MonteCarlo",
+    "OnlineExperts",
     "Perturbation",
     "PooledLinear",
     "Prototype",
     "Random",
+    "Record",
     "Recurrent",
     "Routing",
     "Select",
+    "SharedExperts",
     "SimilarityAware",
     "Slots",
+    "StackedConv2d",
+    "StackedFiLM",
+    "StackedLinear",
+    "StackedMLP",
     "TaskConditioned",
     "Tasks",
     "capacity",
+    "combine",
+    "dempster",
     "expert_choice",
     "hard",
     "mask_rows",
     "random",
+    "record",
+    "report_routing",
     "routing_stats",
     "scheduled_top_k",
     "soft_slots",

@@ -161,6 +161,14 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
+def wished() -> str | None:
+    """The strategy asked for by ``use`` or the environment, or None; for experts with own paths."""
+    wish, _ = _wish(None)
+    if wish is not None:
+        _known(wish)
+    return wish
+
+
 def _wish(argument: str | None) -> tuple[str | None, str]:
     if argument is not None:
         return argument, f"strategy={argument!r}"
