@@ -44,6 +44,9 @@ def expert_choice(
         GateError: Without groups, or with groups of one row: the choice depends on the group, so
             it means nothing for online or causal inference. See :class:`ExpertChoice`.
 
+    Notes:
+        Departures from the paper: none.
+
     References:
         Zhou et al., *Mixture-of-Experts with Expert Choice Routing*, NeurIPS 2022.
 

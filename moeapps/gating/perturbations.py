@@ -37,6 +37,9 @@ class Gaussian(Perturbation):
     Args:
         std: Standard deviation; ``1 / E`` by default.
 
+    Notes:
+        Departures from the paper: none.
+
     References:
         Riquelme et al., *Scaling Vision with Sparse Mixture of Experts*, NeurIPS 2021.
 
@@ -193,6 +196,10 @@ class MonteCarlo(Perturbation):
     Shape:
         - ``extra["covariance"]`` ``[*L, E, E]``, over the passes, divided by ``M``
 
+    Notes:
+        Dropping the input, so that any score becomes stochastic, is our choice. The passes are
+        averaged in training only.
+
     References:
         Zhang et al., *Efficient Deweather Mixture-of-Experts with Uncertainty-Aware Feature-Wise
         Linear Modulation*, AAAI 2024.
@@ -230,8 +237,8 @@ class MonteCarlo(Perturbation):
 
 
 def _normal(like: Tensor, generator: Generator | None) -> Tensor:
-    return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+    return torch.empty_like(like).normal_(generator=generator)  # torch.randn does not compile
 
 
 def _uniform(like: Tensor, generator: Generator | None) -> Tensor:
-    return torch.rand(like.shape, dtype=like.dtype, device=like.device, generator=generator)
+    return torch.empty_like(like).uniform_(generator=generator)

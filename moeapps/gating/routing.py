@@ -234,8 +234,6 @@ class Routing:
         return self
 
     def _check_values(self) -> None:
-        counted = self.counted_rows()
-        dense = self.dense()
         if self.indices is not None:
             limit = self.num_experts if self.layout == "token" else self.rows[-1]
             _require(self.indices.shape == self.weights.shape, "one weight per index")
@@ -247,6 +245,7 @@ class Routing:
             ordered = self.indices.sort(-1).values
             twice = (ordered.diff(dim=-1) == 0) & (ordered[..., 1:] >= 0)
             _require(not bool(twice.any()), "nobody may be chosen twice")
+        counted, dense = self.counted_rows(), self.dense()
         read = dense if self.layout != "slot" else self.weights.flatten(-2)
         _require(bool(read[counted].isfinite().all()), "weights must be finite for finite rows")
         if self.dispatch is not None:
@@ -254,7 +253,7 @@ class Routing:
                 self.dispatch.shape == self.weights.shape, "dispatch and weights differ in shape"
             )
         if self.valid is not None:
-            padding = ~_lift(self.valid, counted)
+            padding = ~_lift(self.valid, counted).expand_as(counted)
             _require(not bool(dense[padding].any()), "padding rows must have weight 0")
             if self.layout == "token":
                 assert self.indices is not None

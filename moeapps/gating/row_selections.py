@@ -228,6 +228,9 @@ def hard(
     Shape:
         - logits ``[*L, E]``; weights and indices ``[*L, 1]``
 
+    Notes:
+        Departures from the paper: none.
+
     References:
         Zhang et al., *Robust Mixture-of-Expert Training for Convolutional Neural Networks*,
         ICCV 2023.
@@ -268,6 +271,9 @@ def random(
     Raises:
         ArgumentError: For a ``K`` that does not exist.
 
+    Notes:
+        Departures from the paper: none.
+
     References:
         Zuo et al., *Taming Sparsely Activated Transformer with Stochastic Experts*, ICLR 2022.
 
@@ -280,8 +286,8 @@ def random(
     if per not in ("row", "batch"):
         raise ArgumentError(f"per={per!r} is unknown. Choose 'row' or 'batch'.")
     logits = logits.detach()
-    shape = logits.shape if per == "row" else logits.shape[-1:]
-    draw = torch.rand(shape, dtype=torch.float32, device=logits.device, generator=generator)
+    like = logits if per == "row" else logits.new_empty(logits.shape[-1:])
+    draw = torch.empty_like(like, dtype=torch.float32).uniform_(generator=generator)
     draw = torch.where(logits == -math.inf, -math.inf, draw)
     flat = torch.where(logits == -math.inf, logits, 0.0)
     drawn = topk(draw, top_k, score="identity", valid=valid)
@@ -354,6 +360,9 @@ def scheduled_top_k(step: int, end: int, *, smallest: int, largest: int) -> int:
         end: ``t_end``, from where on ``K`` is the largest.
         smallest: ``K_min``.
         largest: ``K_max``.
+
+    Notes:
+        Departures from the paper: none.
 
     References:
         Chen et al., *Sparse MoE as the New Dropout*, ICLR 2023.

@@ -129,6 +129,9 @@ class Tasks(nn.Module):
     Raises:
         ArgumentError: When ``visible`` does not fit.
 
+    Notes:
+        Departures from the paper: none.
+
     References:
         Ma et al., *Modeling Task Relationships in Multi-task Learning with Multi-gate
         Mixture-of-Experts*, KDD 2018.
@@ -258,6 +261,9 @@ class Constant(nn.Module):
     Shape:
         - x ``[*L, D]``, read for its shape only; logits ``[*L, E]``
 
+    Notes:
+        Departures from the paper: none.
+
     References:
         Zhang et al., *Self-Supervised Aggregation of Diverse Experts for Test-Agnostic
         Long-Tailed Recognition*, NeurIPS 2022 (its test-time weights).
@@ -285,6 +291,9 @@ class Fixed(nn.Module):
 
     Shape:
         - x ``[*L, D]``; logits ``[*L, E]``
+
+    Notes:
+        Departures from the paper: none.
 
     References:
         Chen et al., *Sparse MoE as the New Dropout*, ICLR 2023.
@@ -323,6 +332,9 @@ class Hash(nn.Module):
 
     Raises:
         GateError: When neither gives integer ids.
+
+    Notes:
+        Departures from the paper: none.
 
     References:
         Roller et al., *Hash Layers For Large Sparse Models*, NeurIPS 2021.
@@ -365,6 +377,9 @@ class Confidence(nn.Module):
 
     Shape:
         - logits ``[*L, 2]``; their softmax is ``[c, 1 - c]``
+
+    Notes:
+        Departures from the paper: none.
 
     References:
         Zeng et al., *Mixture of Weak and Strong Experts on Graphs*, ICLR 2024.

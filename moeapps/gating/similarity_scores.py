@@ -75,6 +75,9 @@ class Prototype(nn.Module):
     Shape:
         - x ``[*L, D]``; logits ``[*L, E]`` in ``[-1, 1]``
 
+    Notes:
+        Departures from the paper: none.
+
     References:
         Wei et al., *Routing Matters in MoE: Scaling Diffusion Transformers with Explicit Routing
         Guidance*, 2025 (ProMoE).
@@ -106,6 +109,9 @@ class Slots(nn.Module):
 
     Shape:
         - x ``[B, N, D]``; logits ``[B, N, E, S]``
+
+    Notes:
+        Departures from the paper: none.
 
     References:
         Puigcerver et al., *From Sparse to Soft Mixtures of Experts*, ICLR 2024.
@@ -145,6 +151,9 @@ class Recurrent(nn.Module):
 
     Shape:
         - x ``[*L, D]``; state ``[*L, H]``, zeros if None; logits ``[*L, E]``
+
+    Notes:
+        Departures from the paper: none.
 
     References:
         Qiu et al., *Layerwise Recurrent Router for Mixture-of-Experts*, ICLR 2025.
