@@ -20,6 +20,7 @@ class ModelEntry:
         paper: Reference of the method.
         example: Small arguments with which the generic checks build it.
         tags: Free words for searching.
+        cannot: Generic checks (:data:`moeapps.testing.MODEL_CHECKS`) it cannot pass, with reasons.
     """
 
     domain: str
@@ -29,6 +30,7 @@ class ModelEntry:
     paper: str
     example: dict[str, Any] = field(default_factory=dict)
     tags: tuple[str, ...] = ()
+    cannot: dict[str, str] = field(default_factory=dict)
 
 
 _NODE = "node classification"

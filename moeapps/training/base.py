@@ -93,7 +93,8 @@ class MoEModule(pl.LightningModule):
         return total
 
     def _log(self, name: str, value: Tensor, batch_size: int | None) -> None:
-        if self._trainer is None:  # used without a trainer, as in a test or a notebook
+        # Used without a trainer, as in a test or a notebook, or by one that logs nothing.
+        if self._trainer is None or self._trainer.barebones:
             return
         self.log(
             name, value.detach(), prog_bar=name.endswith("/loss"), on_step=False, on_epoch=True,

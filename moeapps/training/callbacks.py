@@ -91,7 +91,7 @@ class GateStatistics(pl.Callback):
         num_experts = calls[0].num_experts
         tracker = self._dead.setdefault(layer, DeadExperts(num_experts, window=self.window))
         even = math.log(max(num_experts, 2))
-        prefix = f"gate/{layer}" if layer else "gate/model"
+        prefix = f"gate/{layer}"
         values = {
             f"{prefix}/utilisation": (mean["load_entropy"] * even).exp() / num_experts,
             f"{prefix}/entropy": mean["gate_entropy"],
@@ -195,7 +195,9 @@ class FreezeGates(pl.Callback):
         """Freeze or release the gates, by the number of steps done."""
         if trainer.global_step < self.steps:
             held = [p for gate in _gates(pl_module) for p in gate.parameters() if p.requires_grad]
-            self._held += [parameter.requires_grad_(False) for parameter in held]
+            for parameter in held:
+                parameter.requires_grad_(False)
+            self._held += held
         else:
             self._release()
 

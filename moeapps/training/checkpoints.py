@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -157,7 +158,7 @@ def _digest(file: BinaryIO, length: int) -> bytes:
     return digest.hexdigest().encode()
 
 
-def check_state_dict(model: torch.nn.Module, state_dict: dict[str, Any]) -> None:
+def check_state_dict(model: torch.nn.Module, state_dict: Mapping[str, Any]) -> None:
     """Refuse a state dict that does not fit ``model``, before anything is copied.
 
     Raises:
@@ -189,12 +190,18 @@ def check_state_dict(model: torch.nn.Module, state_dict: dict[str, Any]) -> None
 
 def rng_state() -> dict[str, Any]:
     """State of the random generators of torch (CPU and CUDA), numpy and Python, as plain values."""
-    name, keys, position, has_gauss, gauss = np.random.get_state()
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     version, internal, gauss_next = random.getstate()
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [str(name), torch.tensor(keys.astype(np.int64)), position, has_gauss, gauss],
+        "numpy": [
+            str(name),
+            torch.tensor(np.asarray(keys, dtype=np.int64)),
+            position,
+            has_gauss,
+            gauss,
+        ],
         "python": [version, list(internal), gauss_next],
     }
 
@@ -241,7 +248,17 @@ class RNGState(pl.Callback):
             self._pending = checkpoint.get(self._KEY)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the state back, before the first batch order is drawn."""
+        """Put the state back before Lightning makes the first iterator over the batches."""
         if self._pending is not None:
             set_rng_state(self._pending)
-            self._pending = None
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put it back again if the first iterator was for the rest of a finished epoch.
+
+        A checkpoint written after validation resumes at the end of its epoch; Lightning then makes
+        an iterator that is never read, and a second one for the epoch that starts here.
+        """
+        loop = trainer.fit_loop
+        if self._pending is not None and not (loop.is_resuming or loop.epoch_loop.restarting):
+            set_rng_state(self._pending)
+        self._pending = None
