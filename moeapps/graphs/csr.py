@@ -4,6 +4,8 @@ Letters: ``R`` rows (targets), ``V`` columns (sources), ``M`` entries, ``H`` hea
 """
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Self
 
@@ -11,6 +13,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+
+@contextmanager
+def _no_beta_warning() -> Iterator[None]:
+    with warnings.catch_warnings():  # torch calls its CSR layout "beta" on first use
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
+def compress(x: Tensor) -> Tensor:
+    """A dense matrix as ``torch.sparse_csr``."""
+    with _no_beta_warning():
+        return x.to_sparse_csr()
 
 
 class Pattern:
@@ -86,10 +101,10 @@ class Pattern:
 
     def matrix(self, values: Tensor) -> Tensor:
         """``torch.sparse_csr`` matrix with these values."""
-        with warnings.catch_warnings():  # torch calls its CSR layout "beta" on first use
-            warnings.simplefilter("ignore", UserWarning)
+        shape = (self.num_rows, self.num_cols)
+        with _no_beta_warning():
             return torch.sparse_csr_tensor(
-                self.crow, self.col, values, (self.num_rows, self.num_cols), check_invariants=False
+                self.crow, self.col, values, shape, check_invariants=False
             )
 
     def multiply(self, values: Tensor, x: Tensor) -> Tensor:

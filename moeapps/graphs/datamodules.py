@@ -14,6 +14,7 @@ from torch_geometric.loader import NodeLoader
 
 from moeapps.errors import ArgumentError, ConfigError, UnknownNameError
 from moeapps.graphs import datasets
+from moeapps.graphs.csr import compress
 from moeapps.graphs.datasets.validate import validate_graph
 from moeapps.graphs.node_graph import take_rows
 from moeapps.graphs.sampling import CSRNeighborSampler
@@ -124,6 +125,7 @@ class NodeData(lightning.LightningDataModule):
         self.sample_neighbors = True
         self.confidence: Tensor | None = None
         self._sampler: CSRNeighborSampler | None = None
+        self._moved: Data | None = None
 
     @classmethod
     def from_data(
@@ -195,7 +197,7 @@ class NodeData(lightning.LightningDataModule):
             data.edge_index = pyg_utils.to_undirected(data.edge_index, num_nodes=data.num_nodes)
         data.x = scale_features(data.x, self._scaling)
         if self.sparse:
-            data.x = data.x.to_sparse_csr()
+            data.x = compress(data.x)
         self.num_features = data.x.size(1)
         self.data = data
 
@@ -204,6 +206,16 @@ class NodeData(lightning.LightningDataModule):
         if self.features != "auto":
             return self.features
         return "row" if self.dataset.lower() in _ROW_NORMALIZED else "none"
+
+    def transfer_batch_to_device(
+        self, batch: Data, device: torch.device, dataloader_idx: int
+    ) -> Data:
+        """Move neighbour batches each time, the whole graph once."""
+        if batch is not self.data:
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if self._moved is None or self._moved.x.device != device:
+            self._moved = super().transfer_batch_to_device(copy.copy(batch), device, dataloader_idx)
+        return self._moved
 
     # ------------------------------------------------------------------------------------ loaders
 

@@ -112,6 +112,9 @@ def routed_predict(
         )
     tau = model.threshold if tau is None else tau
     seeds = _node_numbers(seeds, data)
+    if seeds.numel() == 0:
+        none = torch.empty(0, device=seeds.device)
+        return RoutedPrediction(seeds, none, none.bool(), "weak only", "no node was asked for")
     weak_logits, _, _ = _Runner(model.weak, data, batch_size).run(seeds)
     x = take_rows(data.x, seeds) if model.gate_uses_features else None
     confidence = model.route(weak_logits, x).weights[:, 0]
