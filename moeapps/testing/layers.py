@@ -89,6 +89,7 @@ def check_moe_layer(layer: nn.Module, x: Tensor, *args: Any, **inputs: Any) -> R
         for name, parameter in layer.named_parameters():
             finite = parameter.grad is None or bool(parameter.grad.isfinite().all())
             _require(finite, f"the gradient of {name} is not finite")
+        _check_nothing_is_kept(layer)
         layer.eval()
         with torch.no_grad():
             y, routing = layer(x, *args, **inputs, return_routing=True)
@@ -121,6 +122,15 @@ def _check_training(gate: Gate, x: Tensor, inputs: dict[str, Any]) -> None:
         (routing.weights * coefficients).sum().backward()
         reached = any(p.grad is not None and bool(p.grad.any()) for p in learned)
         _require(reached, "no gradient of the weights reaches the score")
+
+
+def _check_nothing_is_kept(layer: nn.Module) -> None:
+    """A tensor with a graph on a module would break copies, pickles and checkpointing."""
+    for name, module in layer.named_modules():
+        for key, value in vars(module).items():
+            parts = vars(value).values() if isinstance(value, Routing) else [value]
+            kept = any(isinstance(part, Tensor) and part.grad_fn is not None for part in parts)
+            _require(not kept, f"{name or 'the layer'}.{key} keeps a tensor of the forward pass")
 
 
 def _check_padding(gate: Gate, x: Tensor, inputs: dict[str, Any], whole: Routing) -> None:

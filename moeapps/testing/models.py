@@ -206,7 +206,7 @@ def check_model(model: str | ModelEntry) -> dict[str, str]:
         AssertionError: A property does not hold; the message names model and check.
 
     Example:
-        >>> check_model("gcn")  # doctest: +SKIP
+        >>> check_model("mlp")
         {}
     """
     subject = Subject(model)
