@@ -29,7 +29,7 @@ class GateStatistics(pl.Callback):
         per_expert: Also log each expert's share as ``gate/<layer>/utilisation/<expert>``.
 
     Notes:
-        ``dead_experts`` starts again from even use when a run is resumed.
+        The window behind ``dead_experts`` is part of each checkpoint.
 
     Example:
         >>> GateStatistics(every_n_steps=10).window
@@ -79,6 +79,16 @@ class GateStatistics(pl.Callback):
     ) -> None:
         """Stop recording when a step fails or is interrupted."""
         self._close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Fading shares by layer."""
+        return {layer: tracker.share for layer, tracker in self._dead.items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        for layer, share in state_dict.items():
+            self._dead[layer] = DeadExperts(len(share), window=self.window)
+            self._dead[layer].share = share
 
     def _close(self) -> None:
         self._recording = None

@@ -62,7 +62,7 @@ def trainer(folder, epochs, *callbacks, **options):
     )  # fmt: skip
 
 
-def fit(folder, epochs, checkpoint=None, **options):
+def fit(folder, epochs, checkpoint=None, *callbacks, **options):
     torch.manual_seed(3)
     np.random.seed(3)
     random.seed(3)
@@ -70,7 +70,7 @@ def fit(folder, epochs, checkpoint=None, **options):
     keep = ModelCheckpoint(
         dirpath=folder, filename="{epoch}", save_top_k=-1, **({"monitor": None} | options)
     )
-    trainer(folder, epochs, keep, enable_checkpointing=True).fit(
+    trainer(folder, epochs, keep, *callbacks, enable_checkpointing=True).fit(
         module, *loaders(), ckpt_path=checkpoint
     )
     return module

@@ -112,5 +112,5 @@ def test_the_trainers_own_callbacks_win(batch, tmp_path):
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_training_learns(batch, tmp_path):
     module = Regression(balance=0.01)
-    trainer = fit(module, batch, tmp_path, max_epochs=60)
+    trainer = fit(module, batch, tmp_path, max_epochs=30)
     assert trainer.callback_metrics["val/loss"] < 0.5 * batch[1].square().mean()

@@ -83,6 +83,18 @@ def test_statistics_keep_nothing_over_many_steps(tmp_path):
     assert statistics._recording is None
 
 
+def test_statistics_continue_their_window_on_resume(tmp_path):
+    first = GateStatistics(window=5)
+    fit(Plain(), tmp_path, first)
+    second = GateStatistics(window=5)
+    second.load_state_dict(first.state_dict())
+    counts = torch.tensor([1, 0, 0])
+    for _ in range(15):
+        expected = first._dead["layer"].update(counts)
+        assert torch.equal(second._dead["layer"].update(counts), expected)
+    assert expected > 0
+
+
 def test_temperature_moves_from_start_to_end(tmp_path):
     module = Plain()
     fit(module, tmp_path, TemperatureSchedule(2.0, 1.0, steps=4))

@@ -71,7 +71,7 @@ def test_a_flipped_bit_anywhere_is_refused(tmp_path):
     path = tmp_path / "last.ckpt"
     AtomicCheckpointIO().save_checkpoint(make_checkpoint(), path)
     whole = path.read_bytes()
-    for position in range(len(whole)):
+    for position in range(0, len(whole), 3):
         damaged = bytearray(whole)
         damaged[position] ^= 1 << (position % 8)
         path.write_bytes(damaged)

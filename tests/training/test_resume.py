@@ -1,17 +1,24 @@
 """A run that was killed and resumed ends bit for bit where an unbroken one does."""
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
 from moeapps.errors import CheckpointError
-from moeapps.training import load_checkpoint
+from moeapps.training import MetricsLog, RunFolder, RunKeeper, load_checkpoint
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The dirpath has changed"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),
+]
 SCRIPT = Path(__file__).with_name("regression.py")
 _spec = importlib.util.spec_from_file_location("regression", SCRIPT)
 regression = importlib.util.module_from_spec(_spec)
@@ -49,6 +56,28 @@ def test_resume_is_exact_from_a_checkpoint_written_after_validation(tmp_path):
     straight = regression.fit(tmp_path / "a", EPOCHS, **options)
     resumed = regression.fit(tmp_path / "b", EPOCHS, tmp_path / "a" / "epoch=2.ckpt", **options)
     assert_same(resumed.state_dict(), straight.state_dict())
+
+
+class CopyLast(pl.Callback):
+    """Copy the run's last checkpoint in the middle of epoch 3, as a kill would leave it."""
+
+    def __init__(self, run, path):
+        self.run, self.path = run, path
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.current_epoch == 3 and not self.path.exists():
+            shutil.copy(self.run.last, self.path)
+
+
+def test_resume_is_exact_from_what_a_run_keeper_writes(unbroken, tmp_path):
+    path = tmp_path / "killed.ckpt"
+    for checkpoint in (None, path):
+        run = RunFolder.create(tmp_path, "test", "regression")
+        keeper = RunKeeper(run, MetricsLog(run.metrics_file), config={}, every_seconds=0.0)
+        copier = CopyLast(run, path)
+        module = regression.fit(tmp_path, EPOCHS, checkpoint, keeper, copier)
+        assert_same(module.state_dict(), unbroken[0])
+    assert load_checkpoint(path)["epoch"] == 3
 
 
 def test_resume_after_sigkill_is_exact(unbroken, tmp_path):
