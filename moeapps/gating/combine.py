@@ -97,7 +97,7 @@ def combine_choice(ys: Tensor, routing: Routing) -> Tensor:
         B = groups.numel()
         start = num_rows * torch.arange(B, device=indices.device).view(*groups, 1, 1)
         target = (indices.clamp(min=0) + start).flatten()
-        rows = (weights.unsqueeze(-1) * flat).view(indices.numel(), item.numel())
+        rows = (weights.unsqueeze(-1) * flat).reshape(indices.numel(), item.numel())
         y = rows.new_zeros(B * num_rows, item.numel()).index_add(0, target, rows)
     return y.view(*groups, num_rows, *item)
 

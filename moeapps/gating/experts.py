@@ -43,6 +43,8 @@ class ModuleExperts(Experts):
           rows
 
     Notes:
+        In the dense layout a module gets ``x`` as it is, so it may look across rows. In the others
+        it gets the rows chosen for it, flattened to one leading axis.
         In the token layout an expert is called only if it has rows; its parameters then get an
         exact zero gradient, so that distributed training does not wait for them. While a graph is
         captured every expert runs on every row.

@@ -88,7 +88,8 @@ def record(model: nn.Module) -> Iterator[Record]:
     Notes:
         Works compiled (``fullgraph=True``), nested, and under non-reentrant activation
         checkpointing, whose recomputation is not recorded again. Reentrant checkpointing raises: it
-        would lose the gradient of the auxiliary losses.
+        would lose the gradient of the auxiliary losses. Checkpointing inside a compiled model needs
+        ``torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True``.
 
     Example:
         >>> from moeapps.gating import Gate, MoE, StackedMLP

@@ -53,7 +53,9 @@ def film_mix(
     if form == "static":
         assert bias_EG is not None
         mixed = weights @ bias_EG
-        scale, shift = mixed.view(*mixed.shape[:-1], *([1] * between), -1).chunk(2, dim=-1)
+        scale, shift = mixed.view(*mixed.shape[:-1], *([1] * between), mixed.shape[-1]).chunk(
+            2, dim=-1
+        )
         return scale * x + shift
     assert maps_EGD is not None
     if form == "images":
