@@ -89,23 +89,23 @@ def combine_choice(ys: Tensor, routing: Routing) -> Tensor:
     groups, num_rows = routing.rows[:-1], routing.rows[-1]
     item = ys.shape[indices.dim() :]
     weights = torch.where(indices < 0, 0, routing.weights).to(ys.dtype)
-    flat = ys.reshape(*indices.shape, item.numel())
+    flat = ys.reshape(*indices.shape, math.prod(item))
     flat = torch.where((indices < 0).unsqueeze(-1), 0, flat)
     if ys.is_cuda and not torch.are_deterministic_algorithms_enabled():
         y = _gather_choice(flat, weights, indices, num_rows)
     else:
-        B = groups.numel()
+        B = math.prod(groups)
         start = num_rows * torch.arange(B, device=indices.device).view(*groups, 1, 1)
         target = (indices.clamp(min=0) + start).flatten()
-        rows = (weights.unsqueeze(-1) * flat).reshape(indices.numel(), item.numel())
-        y = rows.new_zeros(B * num_rows, item.numel()).index_add(0, target, rows)
+        rows = (weights.unsqueeze(-1) * flat).flatten(0, -2)
+        y = rows.new_zeros(B * num_rows, math.prod(item)).index_add(0, target, rows)
     return y.view(*groups, num_rows, *item)
 
 
 def _gather_choice(flat: Tensor, weights: Tensor, indices: Tensor, num_rows: int) -> Tensor:
     """The same sum without atomic additions: each row looks up its place with every expert."""
     E, C = indices.shape[-2:]
-    B = indices.numel() // max(1, E * C)
+    B = math.prod(indices.shape[:-2])
     ids = torch.where(indices < 0, num_rows, indices).view(B, E, C)
     place = torch.arange(B * E * C, device=ids.device).view(B, E, C)
     nowhere = torch.full((B, E, num_rows + 1), B * E * C, device=ids.device)
@@ -129,7 +129,7 @@ def combine_slots(ys: Tensor, routing: Routing) -> Tensor:
             "fills the slots."
         )
     item = ys.shape[groups + 2 :]
-    flat = ys.reshape(*ys.shape[:groups], ys.shape[groups : groups + 2].numel(), item.numel())
+    flat = ys.reshape(*ys.shape[:groups], math.prod(weights.shape[-2:]), math.prod(item))
     y = weights.to(ys.dtype).flatten(-2) @ flat
     return y.view(*weights.shape[:-2], *item)
 

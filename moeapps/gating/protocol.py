@@ -1,5 +1,6 @@
 """What every set of experts can do, whatever it is made of."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -109,11 +110,11 @@ class Experts(nn.Module, ABC):
         rows, lead = indices.shape[:-1], indices.dim() - 1
         if x.shape[:lead] != rows or self._lead(x) != lead:
             self._refuse(x, routing)
-        # Explicit sizes: -1 is ambiguous when there are no rows.
-        flat = x.reshape(rows.numel(), *x.shape[lead:])
-        K = indices.shape[-1]
+        # flatten, not reshape(-1): that is ambiguous without rows; not numel(): that fixes the size
+        # in an exported graph.
+        last = lead - 1
         y = self.routed(
-            flat, indices.reshape(rows.numel(), K), routing.weights.reshape(rows.numel(), K)
+            x.flatten(0, last), indices.flatten(0, last), routing.weights.flatten(0, last)
         )
         return y.view(*rows, *y.shape[1:])
 
@@ -123,7 +124,7 @@ class Experts(nn.Module, ABC):
         *groups, E, C = indices.shape
         if self._lead(x) != len(groups) + 1 or x.shape[: len(groups)] != indices.shape[:-2]:
             self._refuse(x, routing)
-        B, N, item = indices.shape[:-2].numel(), x.shape[len(groups)], x.shape[len(groups) + 1 :]
+        B, N, item = math.prod(groups), x.shape[len(groups)], x.shape[len(groups) + 1 :]
         ids = indices.reshape(B, E, C).transpose(0, 1)
         source = ids.clamp(min=0) + N * torch.arange(B, device=ids.device).view(B, 1)
         rows = x.reshape(B * N, *item).index_select(0, source.flatten())
@@ -141,8 +142,8 @@ class Experts(nn.Module, ABC):
         lead = len(groups) + 1
         if self._lead(x) != lead or x.shape[:lead] != dispatch.shape[:lead]:
             self._refuse(x, routing)
-        B, item = dispatch.shape[: len(groups)].numel(), x.shape[lead:]
-        rows = x.reshape(B, N, item.numel())
+        B, item = math.prod(groups), x.shape[lead:]
+        rows = x.reshape(B, N, math.prod(item))
         spread = dispatch.to(x.dtype).reshape(B, N, E * S)
         slots = torch.bmm(spread.transpose(1, 2), rows).view(B, E, S, *item)
         ys = self.batched(slots.transpose(0, 1).reshape(E, B * S, *item))

@@ -176,7 +176,7 @@ class StackedNetworks(Stacked):
 
     def all(self, x: Tensor, *args: Any) -> Tensor:
         """Every expert's output for every row, ``[*L, D] -> [*L, E, O]``."""
-        y = kernels.all_experts(x.reshape(x.shape[:-1].numel(), x.shape[-1]), self.networks())
+        y = kernels.all_experts(x.flatten(0, -2), self.networks())
         return y.reshape(*x.shape[:-1], *y.shape[1:])
 
     def grouped(self, rows: Tensor, expert_ids: Tensor, offsets: Tensor) -> Tensor:
@@ -197,9 +197,7 @@ class StackedNetworks(Stacked):
         rows = x.shape[:-1]
         if routing.weights.shape[:-1] != rows:
             self._refuse(x, routing)
-        flat = x.reshape(rows.numel(), x.shape[-1])
-        weights = routing.weights.reshape(rows.numel(), self.num_experts)
-        y = kernels.folded(flat, weights, self.networks())
+        y = kernels.folded(x.flatten(0, -2), routing.weights.flatten(0, -2), self.networks())
         return y.view(*rows, y.shape[-1])
 
 

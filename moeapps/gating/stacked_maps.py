@@ -183,7 +183,7 @@ class StackedConv2d(Stacked):
     def all(self, x: Tensor, *args: Any) -> Tensor:
         """Every expert's output for every image, ``[*L, E, O, H', W']``."""
         lead = x.shape[:-3]
-        images = x.reshape(lead.numel(), *x.shape[-3:])
+        images = x.flatten(0, -4)
         if self.groups > 1:
             y = torch.stack([f(images) for f in self.functions()], dim=1)
         else:

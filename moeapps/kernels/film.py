@@ -60,11 +60,7 @@ def film_mix(
     assert maps_EGD is not None
     if form == "images":
         maps, bias = _mix_maps(weights, maps_EGD, bias_EG)
-        rows = (
-            x.reshape(maps.shape[0], -1, x.shape[-1])
-            if x.numel()
-            else x.new_zeros(maps.shape[0], 0, x.shape[-1])
-        )
+        rows = x.flatten(0, weights.dim() - 2).flatten(1, -2)
         both = torch.bmm(rows, maps.transpose(1, 2))
         if bias is not None:
             both = both + bias.unsqueeze(1)
@@ -88,7 +84,7 @@ def _mix_maps(
 ) -> tuple[Tensor, Tensor | None]:
     """One map per image from the experts' maps."""
     E, G, D = maps_EGD.shape
-    flat = weights.reshape(weights.shape[:-1].numel(), E)
+    flat = weights.flatten(0, -2)
     maps = (flat @ maps_EGD.view(E, G * D)).view(flat.shape[0], G, D)
     return maps, None if bias_EG is None else flat @ bias_EG
 
