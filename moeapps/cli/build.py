@@ -10,7 +10,6 @@ from typing import Any
 
 import jsonargparse
 import lightning.pytorch as pl
-import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from moeapps.errors import ConfigError
@@ -99,12 +98,12 @@ def build(config: dict[str, Any]) -> Built:
         cli = _CLI(given)
     except (jsonargparse.ArgumentError, SystemExit) as error:
         raise ConfigError(_readable(str(error))) from error
-    dump = yaml.safe_load(cli.parser.dump(cli.config, skip_none=False, skip_check=True))
+    parsed = cli.config.as_dict()
     full = {
         "schema": config["schema"],
-        "seed_everything": dump["seed_everything"],
-        "model": dump["model"],
-        "data": dump["data"],
+        "seed_everything": parsed["seed_everything"],
+        "model": parsed["model"],
+        "data": parsed["data"],
         "trainer": config.get("trainer") or {},
     }
     named = set(full["trainer"])

@@ -171,6 +171,6 @@ def _columns(batches: Any) -> dict[str, np.ndarray]:
 def _refresh(run: RunFolder, facts: dict[str, Any], metrics: dict[str, float]) -> None:
     from moeapps.cli.report import write_report
 
-    run.write_report({**facts, **run.read_report(), "metrics": metrics, "status": "complete"})
+    run.write_report({**facts, **run.read_report(), "metrics": metrics})
     write_report(run)
     console().print(f"report: {run.path / 'report.html'}", markup=False)

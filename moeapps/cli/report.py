@@ -129,7 +129,7 @@ def _unfinished(status: Any, run: "RunFolder") -> str:
     if status == "trial":
         return "This was a trial (fast_dev_run): one batch per part. Its numbers mean nothing."
     return (
-        "This run is partial: it was interrupted before its end and was not tested. "
+        "This run is partial: it was interrupted before its end. "
         f"Continue it with: moeapps fit --resume {run.path}"
     )
 
@@ -152,7 +152,7 @@ def _last_values(metrics: "dict[str, np.ndarray]") -> dict[str, float]:
     values = {}
     for name, column in metrics.items():
         known = column[np.isfinite(column)]
-        if name not in ("step", "epoch") and len(known):
+        if name not in ("step", "epoch", "phase") and len(known):
             values[name] = float(known[-1])
     return values
 

@@ -132,16 +132,17 @@ def _train(run: "RunFolder", built: "Built", options: argparse.Namespace, *, res
     if checkpoint is None:
         run.metrics_file.unlink(missing_ok=True)
     log = MetricsLog(run.metrics_file)
-    keeper = RunKeeper(run, log, config=built.config, every_seconds=options.checkpoint_seconds)
+    said = "from its last checkpoint" if checkpoint else "from the start: it has no checkpoint yet"
+    note = f"resuming {run.path} {said}" if resumed else f"run folder: {run.path}"
+    keeper = RunKeeper(
+        run, log, config=built.config, every_seconds=options.checkpoint_seconds,
+        on_start=lambda: messages().print(note, markup=False),
+    )  # fmt: skip
     trainer = built.make_trainer(
         callbacks=[keeper, ResultsWriter(run), progress_bar()],
         loggers=[log, *_tensorboard(run, options.tensorboard)],
         default_root_dir=str(run.path),
     )
-    said = "from its last checkpoint" if checkpoint else "from the start: it has no checkpoint yet"
-    note = f"resuming {run.path} {said}" if resumed else f"run folder: {run.path}"
-    messages().print(note, markup=False)
-
     earlier = float(run.read_report().get("seconds", 0.0)) if checkpoint else 0.0
     began = time.monotonic()
     facts = {**about(built), "status": "partial", "seconds": earlier}
@@ -259,7 +260,11 @@ def metrics_table(metrics: dict[str, float], title: str) -> Any:
 
 
 def _numbers(trainer: "pl.Trainer") -> dict[str, float]:
-    return {name: float(value) for name, value in sorted(trainer.callback_metrics.items())}
+    return {
+        name: float(value)
+        for name, value in sorted(trainer.callback_metrics.items())
+        if name != "phase"
+    }
 
 
 def _need_tensorboard() -> None:

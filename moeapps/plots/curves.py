@@ -57,7 +57,7 @@ def curves_by_turn(
         >>> [text.get_text() for text in figure.axes[0].texts][-1]
         'strong:1 (undone)'
     """
-    figure, axis = new_figure(width=9.0, height=4.4)
+    figure, axis = new_figure(width=7.6, height=4.4)
     total = sum(length for _, _, length, _ in turns)
     for name, start, length, kept in turns:
         if length < 1:
@@ -65,7 +65,7 @@ def curves_by_turn(
         kind = "pretrain" if name.startswith("pretrain") else name.partition(":")[0]
         axis.axvspan(start, start + length, color=_SHADES.get(kind, _SHADES["other"]), linewidth=0)
         axis.axvline(start, color="white", linewidth=1.2)
-        if length >= 0.012 * total:
+        if length >= 0.018 * total:
             label = name.replace("_", " ") + ("" if kept else " (undone)")
             axis.text(
                 start + length / 2, 0.03, label, rotation=90, fontsize=8, color=MUTED,
@@ -91,8 +91,8 @@ def _draw(
             continue
         drawn += 1
         axis.plot(
-            epochs[keep], values[keep], color=COLOURS[index % len(COLOURS)], linewidth=1.5,
-            label=name, marker="o" if keep.sum() == 1 else None,
+            *_broken(epochs[keep], values[keep]), color=COLOURS[index % len(COLOURS)],
+            linewidth=1.5, label=name, marker="o" if keep.sum() == 1 else None,
         )  # fmt: skip
     if not drawn:
         say_empty(axis)
@@ -101,3 +101,13 @@ def _draw(
         axis.yaxis.set_major_formatter(PERCENT)
     if drawn > 1:
         axis.figure.legend(loc="outside upper center", ncols=min(drawn, 4), frameon=False)
+
+
+def _broken(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The line with a break where nothing was logged for much longer than usual."""
+    steps = np.diff(x)
+    moving = steps[steps > 0]
+    if not len(moving):
+        return x, y
+    gaps = np.flatnonzero(steps > 3 * np.median(moving)) + 1
+    return np.insert(x, gaps, np.nan), np.insert(y, gaps, np.nan)

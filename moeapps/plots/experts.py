@@ -35,25 +35,26 @@ def accuracy_by_confidence(
                 f"{confidence.shape}: one value per row of confidence."
             )
     figure, axis = new_figure()
-    axis.set(
-        xlabel=f"confidence c, mean of each bin of {unit}", ylabel="accuracy", ylim=(-0.02, 1.02)
-    )
-    axis.set_xlim(-0.02, 1.02)
+    axis.set(ylabel="accuracy", ylim=(-0.02, 1.04))
+    axis.set_xlabel(f"mean confidence c of a bin; {unit} sorted by c, bins of equal size")
     axis.yaxis.set_major_formatter(PERCENT)
     if not len(confidence):
         say_empty(axis)
         return figure
     order = np.argsort(confidence, kind="stable")
     parts = [part for part in np.array_split(order, bins) if len(part)]
-    centres = np.array([confidence[part].mean() for part in parts])
+    # By rank, not by value: a gate that has made up its mind has most rows close to 0 and 1.
+    places = np.arange(len(parts))
     for index, (name, right) in enumerate(correct.items()):
         values = np.array([np.asarray(right, dtype=float)[part].mean() for part in parts])
         axis.plot(
-            centres, values, marker="os^Dv"[index % 5], color=COLOURS[index % len(COLOURS)],
+            places, values, marker="os^Dv"[index % 5], color=COLOURS[index % len(COLOURS)],
             linewidth=1.8, markersize=6, label=name,
         )  # fmt: skip
-    axis.legend(frameon=False, loc="lower center", ncols=3)
-    axis.set_title(f"each point: {len(parts[0]):,} {unit}", fontsize=9, color=MUTED, loc="right")
+    axis.set_xticks(places, [f"{confidence[part].mean():.2f}" for part in parts])
+    axis.margins(x=0.04)
+    figure.legend(loc="outside upper left", ncols=3, frameon=False)
+    axis.set_title(f"{len(parts[0]):,} {unit} per bin", fontsize=9, color=MUTED, loc="right")
     return figure
 
 

@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 from moeapps.errors import ArgumentError
 from moeapps.plots.style import COLOURS, MIXTURE, MUTED, PERCENT, SEQUENTIAL, new_figure, say_empty
 
+_NUDGE = 0.02
+
 
 def confidence_against(
     confidence: np.ndarray,
@@ -21,6 +23,8 @@ def confidence_against(
     seed: int = 0,
 ) -> Figure:
     """Confidence of each row against one number per row, with the median per bin.
+
+    Points are moved by up to 0.02 each way so that they do not hide each other; the line is exact.
 
     Args:
         confidence: Weight of the weak expert per row, in [0, 1].
@@ -45,21 +49,22 @@ def confidence_against(
     axis.set(
         xlabel=xlabel,
         ylabel="confidence c (weight of the weak expert)",
-        ylim=(-0.03, 1.03),
+        ylim=(-0.05, 1.05),
     )
     if not len(x):
         say_empty(axis)
         return figure
     rng = np.random.default_rng(seed)
     shown = rng.permutation(len(x))[:max_points]
-    # Local homophily takes few distinct values; without a nudge the points hide each other.
-    nudge = rng.uniform(-0.012, 0.012, size=len(shown))
+    # Confidence piles up at 0 and 1 and shares of few neighbours at few values: without a nudge
+    # the points hide each other.
+    nudge = rng.uniform(-_NUDGE, _NUDGE, size=(2, len(shown)))
     for group in np.unique(labels):
         rows = labels[shown] == group
         name = group_names[group] if group < len(group_names) else None
         axis.scatter(
-            x[shown][rows] + nudge[rows], confidence[shown][rows], s=9, alpha=0.35, linewidths=0,
-            color=COLOURS[int(group) % len(COLOURS)], label=name,
+            x[shown][rows] + nudge[0, rows], confidence[shown][rows] + nudge[1, rows], s=9,
+            alpha=0.4, linewidths=0, color=COLOURS[int(group) % len(COLOURS)], label=name,
         )  # fmt: skip
     centres, middle, low, high = _binned(x, confidence, bins)
     axis.fill_between(centres, low, high, color="black", alpha=0.10, linewidth=0)
@@ -67,9 +72,10 @@ def confidence_against(
         centres, middle, color="black", marker="o", markersize=4, linewidth=1.6,
         label="median and quartiles",
     )  # fmt: skip
-    legend = axis.legend(frameon=True, framealpha=0.9, loc="best", edgecolor="none")
+    legend = figure.legend(loc="outside upper left", ncols=3, frameon=False, markerscale=2)
     for handle in legend.legend_handles:
-        handle.set_alpha(1.0)
+        if handle is not None:
+            handle.set_alpha(1.0)
     return figure
 
 

@@ -1,6 +1,7 @@
 """Lightning callback that keeps a run folder usable at every moment."""
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -29,6 +30,7 @@ class RunKeeper(Checkpoint):
         log: Its metrics; their position is part of each checkpoint.
         config: Configuration of the run, stored in each checkpoint so that the file is enough.
         every_seconds: Least time between two writes. Zero writes after every epoch.
+        on_start: Called once when training really begins.
 
     Notes:
         none
@@ -41,11 +43,13 @@ class RunKeeper(Checkpoint):
         *,
         config: dict[str, Any],
         every_seconds: float = 10.0,
+        on_start: Callable[[], None] | None = None,
     ) -> None:
         self.run = run
         self.metrics_log = log
         self.config = config
         self.every_seconds = every_seconds
+        self.on_start = on_start
         self.best_score: float | None = None
         self.best_epoch = -1
         self.interrupted = False
@@ -55,6 +59,11 @@ class RunKeeper(Checkpoint):
         self._started_epoch = -1
 
     # -- between two epochs ---------------------------------------------------------------------
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell that everything was found and fits."""
+        if self.on_start is not None:
+            self.on_start()
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save what stands between the epochs, if it is time."""

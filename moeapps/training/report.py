@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -39,6 +40,11 @@ class Picture:
     name: str
     figure: Figure
     caption: str
+
+    @cached_property
+    def png(self) -> bytes:
+        """The figure's file, drawn once for both forms of the report."""
+        return png(self.figure)
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def write(report: Report, folder: str | Path) -> None:
     folder = Path(folder)
     for section in report.sections:
         for picture in section.pictures:
-            _write(folder / "figures" / f"{picture.name}.png", png(picture.figure))
+            _write(folder / "figures" / f"{picture.name}.png", picture.png)
     _write(folder / "report.md", markdown(report).encode())
     _write(folder / "report.html", page(report).encode())
 
@@ -150,7 +156,7 @@ def _html_table(table: Table) -> str:
 
 
 def _html_picture(picture: Picture) -> str:
-    data = base64.b64encode(png(picture.figure)).decode()
+    data = base64.b64encode(picture.png).decode()
     return (
         f'<figure><img alt="{_escape(picture.caption)}" src="data:image/png;base64,{data}">'
         f"<figcaption>{_inline(picture.caption)}</figcaption></figure>"
@@ -194,9 +200,11 @@ h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; padding-top: .8rem;
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .8rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line);
-  white-space: nowrap; }
+  white-space: nowrap; vertical-align: bottom; }
+th, td:first-child { white-space: normal; }
+td:first-child { min-width: 7.5rem; }
 th:first-child, td:first-child { text-align: left; }
-th { color: var(--soft); font-weight: 600; }
+th { color: var(--soft); font-weight: 600; line-height: 1.3; }
 figure { margin: 1.4rem 0; }
 img { display: block; width: 100%; max-width: 46rem; height: auto; background: #fff;
   border: 1px solid var(--line); border-radius: 4px; }

@@ -121,7 +121,7 @@ def all_flags() -> str:
 
 
 def test_flags_are_those_of_the_list_in_the_repository():
-    """A flag that changes breaks somebody's script: change flags.txt on purpose, and CHANGELOG.md."""
+    """A flag that changes breaks somebody's script: change flags.txt on purpose."""
     from pathlib import Path
 
     assert all_flags() == Path(__file__).with_name("flags.txt").read_text()
