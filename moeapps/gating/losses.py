@@ -4,8 +4,9 @@ Each returns a scalar (float32, float64 for float64 routings) averaged over the 
 padding rows and rows with NaN scores are left out. Letters: ``N`` counted rows, ``E`` experts,
 ``K`` chosen per row, :math:`f_e` share of assignments (no gradient), :math:`P_e` mean of ``probs``.
 
-:data:`LOSSES` holds those that need nothing but the routing, for ``recording.loss({...})``. The
-usual weights stand in each docstring.
+:data:`LOSSES` holds those that need nothing but the routing, for ``recording.loss({...})``. Those
+that read more stand in :mod:`moeapps.gating.expert_losses` and can be imported from here as well.
+The usual weights stand in each docstring.
 """
 
 from collections.abc import Callable
@@ -17,7 +18,32 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moeapps.errors import ArgumentError
+from moeapps.gating.expert_losses import (
+    bce_correct,
+    consistency,
+    orthogonality,
+    output_diversity,
+    prototype_contrast,
+)
 from moeapps.gating.routing import Routing
+
+__all__ = [
+    "LOSSES",
+    "balance",
+    "bce_correct",
+    "consistency",
+    "importance",
+    "load",
+    "marginal_entropy",
+    "mutual_information",
+    "null_balance",
+    "orthogonality",
+    "output_diversity",
+    "prototype_contrast",
+    "router_z",
+    "row_entropy",
+    "score_variance",
+]
 
 
 def balance(routing: Routing, *, first_choice: bool = False, sync: bool = False) -> Tensor:
@@ -337,7 +363,7 @@ LOSSES: dict[str, Callable[[Routing], Tensor]] = {
 
 def entropy(probs: Tensor) -> Tensor:
     """Entropy in nats over the last axis; value and gradient are finite at probability 0."""
-    return -torch.special.xlogy(probs, torch.where(probs > 0, probs, 1)).sum(-1)
+    return -(probs * torch.where(probs > 0, probs, 1).log()).sum(-1)
 
 
 def squared_cv(amounts: Tensor) -> Tensor:

@@ -58,9 +58,10 @@ def routing_stats(routing: Routing) -> dict[str, Tensor]:
     mean_count = counts.mean().clamp_min(torch.finfo(counts.dtype).tiny)
     share = counts / counts.sum().clamp_min(1)
     log_experts = math.log(max(routing.num_experts, 2))
-    two = probs.topk(min(2, probs.shape[-1]), dim=-1).values
-    margin = two[..., 0] - two[..., 1] if two.shape[-1] == 2 else two[..., 0]
-    largest = torch.where(rows, routing.dense().amax(-1), 0)
+    best = probs.max(-1)
+    second = probs.scatter(-1, best.indices.unsqueeze(-1), 0).amax(-1)
+    largest = routing.weights if routing.layout in ("dense", "token") else routing.dense()
+    largest = torch.where(rows, largest.amax(-1), 0)
     dropped, null_rate = _lost(routing, rows)
     return {
         "utilisation": share,
@@ -71,7 +72,7 @@ def routing_stats(routing: Routing) -> dict[str, Tensor]:
         "dead_experts": _dead(share),
         "gate_entropy": entropy(probs).sum() / num_rows / log_experts,
         "saturation": (largest > 0.95).sum() / num_rows,
-        "margin": margin.sum() / num_rows,
+        "margin": (best.values - second).sum() / num_rows,
         "dropped": dropped,
         "null_rate": null_rate,
         "mean_active": routing.mean_active(),

@@ -154,13 +154,12 @@ class LineProgress(ProgressBar):
             self._write([what, f"batch {batch_idx + 1}/{total}", *times])
 
     def _train_share(self, trainer: pl.Trainer, batches: int) -> float:
-        """Share of the planned epochs that is done."""
-        epochs = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
-        if epochs is None:
-            return 0.0
+        """Share of the planned epochs, or else steps, that is done; 0 if nothing is planned."""
         per_epoch = self.total_train_batches
         part = batches / per_epoch if 0 < per_epoch < float("inf") else 0.0
-        return min((trainer.current_epoch + part) / epochs, 1.0)
+        if trainer.max_epochs and trainer.max_epochs > 0:
+            return min((trainer.current_epoch + part) / trainer.max_epochs, 1.0)
+        return min(trainer.global_step / trainer.max_steps, 1.0) if trainer.max_steps > 0 else 0.0
 
     def _write_training(
         self,

@@ -47,12 +47,12 @@ class Clock:
         return self.now
 
 
-def run(tmp_path, every_seconds, epochs, module=None, what="fit"):
+def run(tmp_path, every_seconds, epochs, module=None, what="fit", max_steps=-1):
     stream = io.StringIO()
     data = DataLoader(TensorDataset(torch.randn(12, 2)), batch_size=4)
     trainer = pl.Trainer(
         default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_model_summary=False, max_epochs=epochs, num_sanity_val_steps=0,
+        enable_model_summary=False, max_epochs=epochs, max_steps=max_steps, num_sanity_val_steps=0,
         callbacks=[LineProgress(every_seconds, stream=stream)],
     )  # fmt: skip
     module = module or Model()
@@ -79,6 +79,13 @@ def test_lines_are_no_closer_than_asked(tmp_path):
     lines = run(tmp_path, 1000.0, 30)
     # the first moment, the end of the first epoch, the end of the last
     assert [line.split(" |")[0] for line in lines] == ["epoch 1/30", "epoch 1/30", "epoch 30/30"]
+
+
+def test_runs_planned_in_steps_have_a_time_left(tmp_path, monkeypatch):
+    monkeypatch.setattr("moeapps.training.progress.time", Clock())
+    lines = run(tmp_path, 0.0, -1, max_steps=4)
+    assert re.search(r"epoch 1/\? \| batch 1/3 .* left", lines[0])
+    assert all("left" in line for line in lines if line.startswith("epoch"))
 
 
 def test_phase_is_named(tmp_path):
