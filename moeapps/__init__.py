@@ -9,7 +9,7 @@ Example:
 """
 
 import importlib
-from types import ModuleType
+from typing import Any
 
 from moeapps.registry import create_model, list_models, model_info
 
@@ -17,13 +17,16 @@ __version__ = "0.1.0"
 __all__ = ["__version__", "create_model", "list_models", "model_info"]
 
 _SUBPACKAGES = ("data", "errors", "gating", "graphs", "kernels", "plots", "testing", "training")
+_LAZY = {"load_model": "moeapps.training.export"}
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> Any:
     if name in _SUBPACKAGES:
         return importlib.import_module(f"moeapps.{name}")
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'moeapps' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*__all__, *_SUBPACKAGES])
+    return sorted([*__all__, *_SUBPACKAGES, *_LAZY])

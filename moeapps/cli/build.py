@@ -39,7 +39,7 @@ _WARNINGS = (
 )
 _INFO = re.compile(
     r"Seed set to|GPU available|TPU available|HPU available|💡|`Trainer\.fit` stopped"
-    r"|Restor(ing|ed)|Loaded model weights|LOCAL_RANK|\nDetected KeyboardInterrupt"
+    r"|Received SIGTERM|Restor(ing|ed)|Loaded model weights|LOCAL_RANK|\nDetected KeyboardInterrupt"
     r"|The following callbacks returned in `LightningModule\.configure_callbacks`"
 )
 

@@ -18,7 +18,7 @@ def register(subparsers: Any) -> None:
     parser.add_argument("folder", metavar="RUN", help="run folder, or a checkpoint file")
     parser.add_argument(
         "--format", choices=FORMATS, default="safetensors",
-        help="safetensors: weights and config.json for moeapps.training.load_model; "
+        help="safetensors: weights and config.json for moeapps.load_model; "
         "torch: a torch.export program for any number of rows [safetensors]",
     )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="where to write [export/ in the run]")
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         if options.format == "safetensors":
             save_model(module, out)
-            text = f'{out}\nload it with: moeapps.training.load_model("{out}")'
+            text = f'{out}\nload it with: moeapps.load_model("{out}")'
         else:
             domain = type(module).__module__.split(".")[1]
             example = _export_inputs(domain)

@@ -8,11 +8,14 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from moeapps.training.metrics_log import MetricsLog
 from moeapps.training.runs import RunFolder
 
 CONFIG_KEY = "moeapps_config"
+# A run that is stopped early should not have to start again.
+FIRST_SECONDS = 1.0
 
 
 class RunKeeper(Checkpoint):
@@ -29,7 +32,8 @@ class RunKeeper(Checkpoint):
         run: The run folder.
         log: Its metrics; their position is part of each checkpoint.
         config: Configuration of the run, stored in each checkpoint so that the file is enough.
-        every_seconds: Least time between two writes. Zero writes after every epoch.
+        every_seconds: Least time between two writes, the first after one second at most. Zero
+            writes after every epoch.
         on_start: Called once when training really begins.
 
     Notes:
@@ -61,7 +65,8 @@ class RunKeeper(Checkpoint):
     # -- between two epochs ---------------------------------------------------------------------
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Tell that everything was found and fits."""
+        """Tell that everything was found and fits; let the first checkpoint come soon."""
+        self._written_at = time.monotonic() - max(0.0, self.every_seconds - FIRST_SECONDS)
         if self.on_start is not None:
             self.on_start()
 
@@ -103,7 +108,9 @@ class RunKeeper(Checkpoint):
         Checkpoint callbacks come last, so a module that keeps its best weights has put them back.
         """
         self.interrupted = isinstance(exception, KeyboardInterrupt)
-        if self._started_epoch >= 0 and getattr(pl_module, "keeps_best", False):
+        if trainer.state.fn != TrainerFn.FITTING or self._started_epoch < 0:
+            return
+        if getattr(pl_module, "keeps_best", False):
             self.write_best(trainer, pl_module.state_dict())
         else:
             self._write_best(trainer)

@@ -103,9 +103,11 @@ class LineProgress(ProgressBar):
     ) -> None:
         """Write a line if it is time."""
         self.has_dataloader_changed(dataloader_idx)  # the totals below belong to this loader
-        if not trainer.sanity_checking:
-            total = self.total_val_batches_current_dataloader
-            self._evaluated("validate", batch_idx, total, timed=trainer.state.fn == "validate")
+        total = self.total_val_batches_current_dataloader
+        alone = trainer.state.fn == "validate"
+        # Within a training a validation of one batch is part of the epoch's own line.
+        if not trainer.sanity_checking and (alone or total > 1):
+            self._evaluated("validate", batch_idx, total, timed=alone)
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""

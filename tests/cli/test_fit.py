@@ -269,6 +269,7 @@ def test_interrupted_run_is_usable_and_continues_exactly(run, fit, tmp_path, mon
 def test_run_stopped_before_its_first_checkpoint_starts_again(
     run, fit, tmp_path, monkeypatch, capsys
 ):
+    monkeypatch.setattr("moeapps.training.keeper.FIRST_SECONDS", 1000.0)
     stop_in_epoch(monkeypatch, 3)
     assert fit() == 130
     monkeypatch.undo()
