@@ -25,8 +25,26 @@ class FeatureLinear(pyg.Linear):
         return linear(x, self.weight, self.bias)
 
 
-def mix_then_linear(x: Tensor, weight: Tensor, mix: Callable[[Tensor], Tensor]) -> Tensor:
-    """``mix(x) @ weight.T`` for a linear ``mix`` over nodes, in the cheaper order.
+class BatchNorm(pyg.BatchNorm):
+    """Batch normalisation of a tensor that the caller gives away.
+
+    Outside of training and without gradients it writes into its input: on large graphs a new tensor
+    costs more than the arithmetic.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised features."""
+        norm = self.module
+        if self.training or torch.is_grad_enabled() or x.dtype != norm.weight.dtype:
+            return super().forward(x)
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        return x.mul_(scale).add_(norm.bias - norm.running_mean * scale)
+
+
+def mix_then_linear(
+    x: Tensor, weight: Tensor, bias: Tensor, mix: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """``mix(x) @ weight.T + bias`` for a linear ``mix`` over nodes, in the cheaper order.
 
     The two commute, so the mixing runs at the narrower width. Sparse features are projected first.
     A tie goes to mixing first when ``x`` is constant, which saves the mixing's backward pass.
@@ -34,8 +52,8 @@ def mix_then_linear(x: Tensor, weight: Tensor, mix: Callable[[Tensor], Tensor]) 
     out_channels, in_channels = weight.shape
     wider = in_channels > out_channels or (in_channels == out_channels and x.requires_grad)
     if x.layout != torch.strided or wider:
-        return mix(linear(x, weight))
-    return linear(mix(x), weight)
+        return mix(linear(x, weight)) + bias
+    return linear(mix(x), weight, bias)
 
 
 class GCNConv(pyg.GCNConv):
@@ -47,7 +65,7 @@ class GCNConv(pyg.GCNConv):
         def mix(z: Tensor) -> Tensor:
             return propagate(z, edge_index, how="gcn", edge_weight=edge_weight)
 
-        return mix_then_linear(x, self.lin.weight, mix) + self.bias
+        return mix_then_linear(x, self.lin.weight, self.bias, mix)
 
 
 class SAGEConv(pyg.SAGEConv):
@@ -59,7 +77,7 @@ class SAGEConv(pyg.SAGEConv):
         def mix(z: Tensor) -> Tensor:
             return propagate(z, edge_index, how="mean")
 
-        neighbours = mix_then_linear(x, self.lin_l.weight, mix) + self.lin_l.bias
+        neighbours = mix_then_linear(x, self.lin_l.weight, self.lin_l.bias, mix)
         return neighbours + linear(x, self.lin_r.weight)
 
 
@@ -77,7 +95,7 @@ class GINConv(nn.Module):
         self.lin = FeatureLinear(in_channels, out_channels)
         self.rest = nn.Sequential()
         if num_layers > 1:
-            self.rest.extend([nn.BatchNorm1d(out_channels), nn.ReLU()])
+            self.rest.extend([nn.BatchNorm1d(out_channels), nn.ReLU(inplace=True)])
             self.rest.append(
                 pyg.MLP([out_channels] * num_layers, act="relu", norm="batch_norm", dropout=0.0)
             )
@@ -95,7 +113,7 @@ class GINConv(nn.Module):
         def mix(z: Tensor) -> Tensor:
             return z + propagate(z, edge_index, how="sum")
 
-        return self.rest(mix_then_linear(x, self.lin.weight, mix) + self.lin.bias)
+        return self.rest(mix_then_linear(x, self.lin.weight, self.lin.bias, mix))
 
 
 class GATConv(pyg.GATConv):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from moeapps.errors import ArgumentError
 from moeapps.graphs.layers import (
+    BatchNorm,
     FeatureLinear,
     GATConv,
     GCNConv,
@@ -28,8 +29,9 @@ class MLP(pyg.MLP):
     """What :func:`mlp` builds."""
 
     def __init__(self, channels: list[int], *, dropout: float) -> None:
-        super().__init__(channels, dropout=float(dropout), act="relu", norm="batch_norm")
+        super().__init__(channels, dropout=float(dropout), act=nn.ReLU(inplace=True))
         self.lins[0] = FeatureLinear(*channels[:2])
+        self.norms = nn.ModuleList(BatchNorm(width) for width in channels[1:-1])
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits ``[V, O]``."""
@@ -94,7 +96,10 @@ def _build(
         out_channels=out_channels,
         dropout=dropout,
     )
-    return network(*sizes, dropout=float(dropout), norm="batch", **kwargs)
+    norm = BatchNorm(hidden_channels)
+    return network(
+        *sizes, dropout=float(dropout), norm=norm, act_kwargs={"inplace": True}, **kwargs
+    )
 
 
 def mlp(

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from moeapps.graphs.layers import FeatureLinear, GINConv, NodeNetwork, check_sizes
+from moeapps.graphs.layers import BatchNorm, FeatureLinear, GINConv, NodeNetwork, check_sizes
 
 
 class GINSkip(NodeNetwork):
@@ -64,7 +64,8 @@ class GINSkip(NodeNetwork):
             num_layers,
             out_channels,
             dropout=float(dropout),
-            norm="batch",
+            norm=BatchNorm(hidden_channels),
+            act_kwargs={"inplace": True},
         )
 
     def init_conv(self, in_channels: int, out_channels: int) -> nn.Module:

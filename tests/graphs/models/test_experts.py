@@ -222,3 +222,21 @@ def test_heads_must_divide_the_width():
 def test_last_gat_layer_has_one_head():
     model = gat(8, 16, 2, 3, heads=4)
     assert [conv.heads for conv in model.convs] == [4, 1]
+
+
+@pytest.mark.parametrize("name", ["mlp", "gcn", "gat", "gin_skip"])
+def test_evaluation_without_gradient_equals_evaluation_with_it_and_spares_the_input(name):
+    x, edges = random_graph()
+    model = build(name)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):
+            torch.nn.init.uniform_(module.running_mean)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
+            torch.nn.init.normal_(module.weight)
+            torch.nn.init.normal_(module.bias)
+    inputs = (x,) if name == "mlp" else (x, edges)
+    before = x.clone()
+    expected = model(*inputs)
+    with torch.no_grad():
+        torch.testing.assert_close(model(*inputs), expected.detach())
+    assert torch.equal(x, before)
