@@ -136,9 +136,11 @@ def _unfinished(status: Any, run: "RunFolder") -> str:
 
 def _chosen(facts: dict[str, Any]) -> str:
     best = facts.get("best") or {}
-    if facts.get("status") != "complete" or not best.get("monitor"):
+    if facts.get("status") != "complete":
         return ""
-    text = f"Weights chosen by `{best['monitor']}` on the validation part"
+    text = "Weights chosen on the validation part"
+    if best.get("monitor"):
+        text += f" by `{best['monitor']}`"
     if best.get("score") is not None:
         text += f": {_number(float(best['score']))}"
     if best.get("epoch") is not None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
+from moeapps.graphs.schedule import PHASES
 from moeapps.plots import (
     accuracy_by_confidence,
     confidence_against,
@@ -34,6 +35,7 @@ CAPTIONS = {
         "has collapsed onto one expert."
     ),
     "curves_accuracy": "Validation accuracy over the epochs.",
+    "curves_auroc": "Validation ROC-AUC over the epochs, of what is being trained.",
     "curves_loss": "Loss over the epochs.",
 }
 
@@ -76,7 +78,7 @@ def _gate_figures(results: Mapping[str, np.ndarray]) -> dict[str, Figure]:
             results["local_homophily"][test],
             xlabel="local homophily (share of neighbours with the node's label)",
             groups=kinds,
-            group_names=() if kinds is None else ("structure nodes", "feature nodes"),
+            group_names=("test nodes",) if kinds is None else ("structure nodes", "feature nodes"),
         ),
         "accuracy_confidence": accuracy_by_confidence(
             confidence,
@@ -97,19 +99,23 @@ def _curves(
     if epochs is None:
         return {}
     drawn: dict[str, Figure] = {}
-    mixture = "val/acc_expected" in metrics or "val/acc_weak" in metrics
-    if mixture:
+    is_mixture = "phase" in metrics and ({"val/acc_weak", "val/acc_strong"} & set(metrics))
+    if is_mixture:
         series = {name: metrics[key] for key, name in _ACCURACIES.items() if key in metrics}
-        if "mixture, expected" in series:
+        if "mixture" in series:
             # In a pretraining the plain accuracy is that of the one expert: it has its own line.
-            both = np.isfinite(series["mixture, expected"])
-            series["mixture"] = np.where(both, series["mixture"], np.nan)
+            series["mixture"] = np.where(_both_play(metrics), series["mixture"], np.nan)
+        turns = _turns(results) or _turns_of(metrics)
         drawn["curves_turns"] = curves_by_turn(
-            epochs, series, _turns(results), ylabel="validation accuracy", percent=True
+            epochs, series, turns, ylabel="validation accuracy", percent=True
         )
     elif "val/acc" in metrics:
         drawn["curves_accuracy"] = training_curves(
             epochs, {"validation": metrics["val/acc"]}, ylabel="validation accuracy", percent=True
+        )
+    if "val/auroc" in metrics:
+        drawn["curves_auroc"] = training_curves(
+            epochs, {"validation": metrics["val/auroc"]}, ylabel="validation ROC-AUC"
         )
     losses = {
         name: metrics[key]
@@ -121,6 +127,13 @@ def _curves(
     return drawn
 
 
+def _both_play(metrics: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Rows in which both experts were judged, that is, in which there is a mixture."""
+    nothing = np.full(len(metrics["epoch"]), np.nan)
+    weak, strong = (metrics.get(f"val/acc_{name}", nothing) for name in ("weak", "strong"))
+    return np.isfinite(weak) & np.isfinite(strong)
+
+
 def _turns(results: Mapping[str, np.ndarray]) -> list[tuple[str, int, int, bool]]:
     if "turn_phase" not in results:
         return []
@@ -129,3 +142,21 @@ def _turns(results: Mapping[str, np.ndarray]) -> list[tuple[str, int, int, bool]
         (str(phase), int(start), int(length), bool(kept))
         for phase, start, length, kept in zip(*(results[c] for c in columns), strict=True)
     ]
+
+
+def _turns_of(metrics: Mapping[str, np.ndarray]) -> list[tuple[str, int, int, bool]]:
+    """Turns of a run that was never tested, from the logged phase; which were undone is unknown."""
+    known = np.isfinite(metrics["phase"])
+    codes, epochs = metrics["phase"][known].astype(int), metrics["epoch"][known].astype(int)
+    turns: list[tuple[str, int, int, bool]] = []
+    rounds: dict[str, int] = {}
+    for part in np.split(np.arange(len(codes)), np.flatnonzero(np.diff(codes)) + 1):
+        if not len(part):
+            continue
+        name = PHASES[codes[part[0]]]
+        if name in ("weak", "strong"):
+            rounds[name] = rounds.get(name, 0) + 1
+            name = f"{name}:{rounds[name]}"
+        start = int(epochs[part[0]])
+        turns.append((name, start, int(epochs[part[-1]]) - start + 1, True))
+    return turns

@@ -11,6 +11,8 @@ from typing import Any, Literal, NamedTuple
 from moeapps.errors import ArgumentError, UnknownNameError
 
 PRETRAIN = ("none", "weak", "strong", "both")
+# Kinds of phases; a metrics file holds the place in this list.
+PHASES = ("done", "pretrain_weak", "pretrain_strong", "weak", "strong", "joint", "gate", "train")
 
 
 class Step(NamedTuple):

@@ -13,14 +13,13 @@ from moeapps.errors import ArgumentError, CheckpointError, ConfigError, UnknownN
 from moeapps.gating import Routing
 from moeapps.graphs.metrics import METRICS, local_homophily
 from moeapps.graphs.node_graph import NodeGraph
-from moeapps.graphs.schedule import TurnSchedule
+from moeapps.graphs.schedule import PHASES, TurnSchedule
 from moeapps.graphs.turns import Outputs, Rows
 from moeapps.training.base import MoEModule
 from moeapps.training.checkpoints import check_state_dict
 from moeapps.training.optim import build_optimizer
 
 # A phase is logged as its place in this list.
-PHASES = ("done", "pretrain_weak", "pretrain_strong", "weak", "strong", "joint", "gate", "train")
 
 _KEY = "moeapps_turns"
 

@@ -212,6 +212,8 @@ figcaption { color: var(--soft); font-size: .93rem; margin-top: .4rem; max-width
 pre { background: var(--code); padding: .8rem; border-radius: 4px; overflow-x: auto;
   font-size: .85rem; }
 code { background: var(--code); padding: .1em .3em; border-radius: 3px; font-size: .92em; }
+@media (max-width: 30rem) { th, td { font-size: .86rem; padding-right: .55rem; }
+  td:first-child { min-width: 5.5rem; } }
 @media print { main { max-width: none; } figure { break-inside: avoid; } }
 """
 

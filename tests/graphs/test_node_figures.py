@@ -19,6 +19,7 @@ RESULTS = {
 }
 METRICS = {
     "epoch": np.arange(4.0),
+    "phase": np.array([2.0, 2.0, 3.0, 3.0]),
     "train/loss": np.arange(4.0),
     "val/acc": np.array([0.1, 0.2, 0.3, 0.4]),
     "val/acc_strong": np.full(4, 0.2),
@@ -29,7 +30,8 @@ METRICS = {
 
 def test_every_figure_has_a_caption():
     single = {name: METRICS[name] for name in ("epoch", "val/acc", "train/loss")}
-    names = set(figures(RESULTS, METRICS)) | set(figures({}, single))
+    roc = {"val/auroc": np.full(4, 0.5)}
+    names = set(figures(RESULTS, METRICS | roc)) | set(figures({}, single))
     assert names == set(CAPTIONS)
 
 
@@ -47,7 +49,10 @@ def test_accuracy_of_a_pretrained_expert_is_not_drawn_as_the_mixture_s():
 
 
 def test_a_run_that_was_never_tested_still_has_its_curves():
-    assert set(figures({}, METRICS)) == {"curves_turns", "curves_loss"}
+    drawn = figures({}, METRICS)
+    assert set(drawn) == {"curves_turns", "curves_loss"}
+    names = [text.get_text() for text in drawn["curves_turns"].axes[0].texts]
+    assert names == ["pretrain strong", "weak:1"]
 
 
 def test_an_empty_folder_has_no_figure():
