@@ -35,7 +35,8 @@ MIXTURES: dict[str, dict[str, Any]] = {
 def build(name: str) -> TurnModule:
     """The untrained module of a row."""
     if name in SINGLE:
-        return NodeClassifier(name)
+        # As long as it improves: a mixture trains its strong expert in many turns.
+        return NodeClassifier(name, epochs=1000)
     return MowstClassifier(pretrain="both", **MIXTURES[name])
 
 

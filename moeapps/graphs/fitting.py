@@ -1,5 +1,10 @@
 """Train a node classifier in one call, without logs, checkpoints or progress bars."""
 
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+
 import lightning.pytorch as pl
 import torch
 
@@ -31,8 +36,8 @@ def fit(
         >>> sorted(measures)
         ['test/acc', 'test/loss', 'val/acc', 'val/loss', 'val/score']
     """
-    trainer = pl.Trainer(barebones=True, max_epochs=-1, accelerator=accelerator, devices=1)
-    with torch.random.fork_rng():
+    with _quiet(), torch.random.fork_rng():
+        trainer = pl.Trainer(barebones=True, max_epochs=-1, accelerator=accelerator, devices=1)
         torch.manual_seed(seed)
         trainer.fit(module, datamodule=data)
     everything = module.all_outputs()
@@ -44,3 +49,17 @@ def fit(
             measures[f"{split}/{name}"] = float(value)
     del measures["test/score"]
     return measures
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what Lightning says at every start; a search starts hundreds of times."""
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"lightning\.")
+            yield
+    finally:
+        logger.setLevel(level)

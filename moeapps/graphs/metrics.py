@@ -37,9 +37,12 @@ def expected_accuracy(weak_logits: Tensor, strong_logits: Tensor, c: Tensor, y: 
         >>> expected_accuracy(weak, strong, torch.tensor([0.75]), torch.tensor([0]))
         tensor(0.7500)
     """
-    weak_right = (weak_logits.argmax(-1) == y).to(c.dtype)
-    strong_right = (strong_logits.argmax(-1) == y).to(c.dtype)
-    return torch.lerp(strong_right, weak_right, c).mean()
+    return expected_share(weak_logits.argmax(-1) == y, strong_logits.argmax(-1) == y, c)
+
+
+def expected_share(weak_right: Tensor, strong_right: Tensor, c: Tensor) -> Tensor:
+    """:func:`expected_accuracy` from which nodes each expert gets right, bool ``[V]``."""
+    return torch.lerp(strong_right.to(c.dtype), weak_right.to(c.dtype), c).mean()
 
 
 def auroc(logits: Tensor, y: Tensor) -> Tensor:

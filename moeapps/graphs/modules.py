@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from moeapps.errors import CollapseWarning, ConfigError, UnknownNameError
 from moeapps.gating import Routing
-from moeapps.graphs.metrics import METRICS, accuracy, expected_accuracy
-from moeapps.graphs.models.mowst import Mowst, MowstOutput, mowst, reads_graph
+from moeapps.graphs.metrics import METRICS, accuracy, expected_share
+from moeapps.graphs.models.mowst import Mowst, MowstOutput, mowst, mowst_loss, reads_graph
 from moeapps.graphs.node_graph import NodeGraph
 from moeapps.graphs.schedule import TurnSchedule
 from moeapps.graphs.turn_module import TurnModule
@@ -342,32 +342,55 @@ class MowstClassifier(TurnModule):
 
     def measure(self, kind: str, outputs: Outputs) -> dict[str, Tensor]:
         """Losses, accuracies of both experts and of the mixture, confidence, and the score."""
-        y, weak, strong = outputs.y, outputs.weak_logits, outputs.strong_logits
-        metric = METRICS[self.hparams["metric"]]
-        has_metric = self.hparams["metric"] != "accuracy"
-        measures: dict[str, Tensor] = {}
-        for name, logits in (("weak", weak), ("strong", strong)):
-            if logits is not None:
-                measures[f"acc_{name}"] = accuracy(logits, y)
-        if weak is None or strong is None or outputs.routing is None:
-            alone = strong if weak is None else weak
+        y, weak, strong, routing = (
+            outputs.y,
+            outputs.weak_logits,
+            outputs.strong_logits,
+            outputs.routing,
+        )
+        metric = self.hparams["metric"]
+        if weak is None or strong is None or routing is None:
+            alone, name = (strong, "acc_strong") if weak is None else (weak, "acc_weak")
             assert alone is not None
-            score = metric(alone, y)
-            measures |= {"loss": cross_entropy(alone, y), "acc": accuracy(alone, y)}
-            if has_metric:
-                measures[self.hparams["metric"]] = score
-            return {**measures, "score": score}
-        output = self._output(outputs)
-        c = outputs.routing.weights[:, 0]
-        measures["loss"] = self.model.loss(output, y)
-        measures["acc"] = (self._predict(output) == y).float().mean()
-        measures["acc_expected"] = score = expected_accuracy(weak, strong, c, y)
-        measures |= {"c_mean": c.mean(), "c_std": c.std(correction=0)}
-        if has_metric:
-            measures[self.hparams["metric"]] = score = metric(output.prediction, y)
+            acc = accuracy(alone, y)
+            measures = {"loss": cross_entropy(alone, y), "acc": acc, name: acc}
+            if metric != "accuracy":
+                measures[metric] = METRICS[metric](alone, y)
+            return {**measures, "score": acc if metric == "accuracy" else measures[metric]}
+        # Every epoch of a turn ends here, so nothing is computed twice, or without need.
+        mode = self.model.predict_mode
+        needs_mixture = self.model.joint or mode == "soft" or metric != "accuracy"
+        mixture = self.model.mixture(weak, strong, routing) if needs_mixture else None
+        weak_right, strong_right = weak.argmax(-1) == y, strong.argmax(-1) == y
+        if mode == "soft":
+            assert mixture is not None
+            right = mixture.argmax(-1) == y
+        else:
+            trust = self.model.trust(routing, mode, generator=self._generator())
+            right = torch.where(trust, weak_right, strong_right)
+        c = routing.weights[:, 0]
+        measures = {
+            "acc": right.float().mean(),
+            "acc_weak": weak_right.float().mean(),
+            "acc_strong": strong_right.float().mean(),
+            "acc_expected": expected_share(weak_right, strong_right, c),
+            "c_mean": c.mean(),
+            "c_std": c.std(correction=0),
+        }
+        score = measures["acc_expected"]
+        if metric != "accuracy":
+            assert mixture is not None
+            measures[metric] = score = METRICS[metric](mixture, y)
         if self.model.joint:
+            assert mixture is not None
+            measures["loss"] = cross_entropy(mixture, y)
             score = -measures["loss"]
+        else:
+            measures["loss"] = mowst_loss(weak, strong, routing, y)
         return {**measures, "score": score}
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.hparams["sample_seed"])
 
     def _output(self, outputs: Outputs) -> MowstOutput:
         assert outputs.weak_logits is not None
@@ -377,8 +400,7 @@ class MowstClassifier(TurnModule):
         return MowstOutput(self.model.mixture(*parts), *parts)
 
     def _predict(self, output: MowstOutput) -> Tensor:
-        generator = torch.Generator().manual_seed(self.hparams["sample_seed"])
-        return self.model.predict(output, generator=generator)
+        return self.model.predict(output, generator=self._generator())
 
     def arrays(self, outputs: Outputs) -> dict[str, Tensor]:
         """Confidence, and which nodes each expert and the mixture get right."""

@@ -102,6 +102,7 @@ class Outputs:
 class _Frozen:
     """What the frozen parts gave for ``N`` nodes; None where the phase does not need it."""
 
+    kind: str
     weak_logits: Tensor | None
     strong_logits: Tensor | None
     strong_loss: Tensor | None
@@ -110,6 +111,7 @@ class _Frozen:
     def pick(self, place: Tensor) -> "_Frozen":
         """Those of some of the nodes."""
         return _Frozen(
+            self.kind,
             _pick(self.weak_logits, place),
             _pick(self.strong_logits, place),
             _pick(self.strong_loss, place),
@@ -214,7 +216,7 @@ class Turns:
             return None
         if not self.cache:
             return self._compute_frozen(kind, rows)
-        if self._frozen is None:
+        if self._frozen is None or self._frozen.kind != kind:
             used = torch.cat([rows.index for rows in self.rows.values()])
             self._slot = torch.full_like(self.graph.y, -1)
             self._slot[used] = torch.arange(len(used), device=used.device)
@@ -233,7 +235,7 @@ class Turns:
             else:
                 strong_logits = expert_logits(self.model.strong, rows)
                 strong_loss = cross_entropy(strong_logits, rows.y, reduction="none")
-        return _Frozen(weak_logits, strong_logits, strong_loss, routing)
+        return _Frozen(kind, weak_logits, strong_logits, strong_loss, routing)
 
     def confidence(self) -> Tensor:
         """What ``c`` is fixed at during a strong turn, ``[V]``; 1 outside the training split."""

@@ -75,7 +75,7 @@ def dispersion(logits: Tensor) -> Tensor:
         )
     log_p = F.log_softmax(full_precision(logits), dim=-1)
     p = log_p.exp()
-    variance = p.var(-1, correction=0) * (n * n / (n - 1))
+    variance = (n * p.square().sum(-1) - 1) / (n - 1)  # the mean of p is 1 / n
     negentropy = 1 + (p * log_p).sum(-1) / math.log(n)
     return torch.stack([variance, negentropy], -1).clamp(0, 1)
 
@@ -318,19 +318,29 @@ class Mowst(nn.Module):
             generator: Random numbers of ``"sample"``, which needs one.
         """
         mode = self.predict_mode if mode is None else mode
-        if mode not in PREDICT_MODES:
-            raise UnknownNameError("predict_mode", mode, PREDICT_MODES)
         if mode == "soft":
             return output.prediction.argmax(-1)
-        c = output.routing.weights[..., 0]
-        if mode == "hard":
-            trust = c > (self.threshold if threshold is None else threshold)
-        elif generator is None:
-            raise ArgumentError("predict_mode='sample' draws at random. Pass generator=.")
-        else:
-            u = torch.rand(c.shape, generator=generator, dtype=c.dtype, device=generator.device)
-            trust = u.to(c.device) < c
+        trust = self.trust(output.routing, mode, threshold=threshold, generator=generator)
         return torch.where(trust, output.weak_logits.argmax(-1), output.strong_logits.argmax(-1))
+
+    def trust(
+        self,
+        routing: Routing,
+        mode: str,
+        *,
+        threshold: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Which nodes ask the weak expert, bool ``[V]``, in mode ``"hard"`` or ``"sample"``."""
+        if mode not in PREDICT_MODES:
+            raise UnknownNameError("predict_mode", mode, PREDICT_MODES)
+        c = routing.weights[..., 0]
+        if mode == "hard":
+            return c > (self.threshold if threshold is None else threshold)
+        if generator is None:
+            raise ArgumentError("predict_mode='sample' draws at random. Pass generator=.")
+        u = torch.rand(c.shape, generator=generator, dtype=c.dtype, device=generator.device)
+        return u.to(c.device) < c
 
 
 def mowst(
