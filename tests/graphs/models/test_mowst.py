@@ -22,7 +22,7 @@ from moeapps.graphs.models.mowst import (
     mowst,
     mowst_loss,
 )
-from moeapps.graphs.models.mowst_gates import GATES, confidence_gate
+from moeapps.graphs.models.mowst_gates import GATES, cheap_dropout, confidence_gate
 
 V, D, N = 30, 8, 4
 
@@ -232,6 +232,22 @@ def test_hyper_gate_matches_a_loop_over_nodes():
         w1 = gate.w1(x).view(2, 5)
         expected = (spread @ w1 + gate.b1(x)) @ gate.w2(x) + gate.b2(x)
         torch.testing.assert_close(got, expected.squeeze())
+
+
+@pytest.mark.parametrize("p", [0.1, 0.3, 0.9])
+def test_cheap_dropout_drops_a_share_and_keeps_the_mean(p):
+    torch.manual_seed(0)
+    x = torch.ones(300, 301, requires_grad=True)
+    y = cheap_dropout(x, p)
+    assert (y == 0).float().mean().item() == pytest.approx(p, abs=0.01)
+    assert y.unique().tolist() == pytest.approx([0, 1 / (1 - p)], rel=1e-4)
+    assert y.mean().item() == pytest.approx(1, abs=0.05)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())
+    columns = (y == 0).float().mean(0)  # every 16-bit part of a word is as random as the others
+    assert (columns - p).abs().max() < 0.15
+    torch.manual_seed(0)
+    assert torch.equal(cheap_dropout(x, p), y)
 
 
 def test_own_gate_module_is_used():
