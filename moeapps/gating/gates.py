@@ -146,7 +146,7 @@ class Gate(nn.Module):
         clean, extra = score(x) if perturb is None else perturb.around(score, x, generator)
         if self.on_nan == "raise" and not torch.compiler.is_compiling():
             _refuse_nan(clean)
-        logits = clean / self.tau
+        logits = clean if self._unit_temperature() else clean / self.tau
         if perturb is not None:
             logits, noise = perturb(logits, x, generator)
             extra = {**extra, **{name: part * self.tau for name, part in noise.items()}}
@@ -157,11 +157,20 @@ class Gate(nn.Module):
         if routing.valid is None:
             routing = mask_rows(routing, valid)
         if routing.layout == "slot":
-            clean = clean.logsumexp(-1)
+            if logits is clean and routing.logits is not None:
+                clean = routing.logits  # the selection has them already
+            else:
+                clean = clean.logsumexp(-1)
         routing = dataclasses.replace(routing, logits=clean, extra={**extra, **routing.extra})
         if self.balance is not None:
             self.balance.observe(routing)
         return routing
+
+    def _unit_temperature(self) -> bool:
+        """Whether dividing can be skipped; asked only where looking is free."""
+        if torch.compiler.is_compiling() or not self.tau.is_cpu:
+            return False
+        return self.tau.item() == 1
 
     def _without_padding(self, x: Tensor, valid: Tensor) -> Tensor:
         """Zeros in padding rows, so that NaN there reaches no gradient."""

@@ -12,7 +12,20 @@ ALL_STRATEGIES = ("stacked", "loop", "wide")
 
 
 def batched(x_ERD: Tensor, nets: Networks) -> Tensor:
-    """Expert ``e`` on its own batch ``x[e]``: ``[E, R, D] -> [E, R, O]``, two batched products."""
+    """Expert ``e`` on its own batch ``x[e]``, ``[E, R, D] -> [E, R, O]``.
+
+    Batched products, but one expert after another on CPU from 128 rows each: the hidden layer then
+    stays in the cache.
+    """
+    dtype = compute_dtype(x_ERD)
+    x_ERD, nets = x_ERD.to(dtype), nets.to(dtype)
+    if is_traced() or x_ERD.device.type != "cpu" or x_ERD.shape[1] < 128:
+        return products(x_ERD, nets)
+    return torch.stack([f(x) for f, x in zip(nets.functions(), x_ERD.unbind(0), strict=True)])
+
+
+def products(x_ERD: Tensor, nets: Networks) -> Tensor:
+    """The same by two batched products."""
     y = _bmm(x_ERD, nets.w1, nets.b1)
     return y if nets.w2 is None else _bmm(nets.activate(y), nets.w2, nets.b2)
 
@@ -41,7 +54,7 @@ def all_experts(x_ND: Tensor, nets: Networks, *, strategy: str | None = None) ->
     E = nets.num_experts
     strategy = strategy or _choose_all(x_ND, nets)
     if strategy == "stacked":
-        return batched(x_ND.expand(E, *x_ND.shape), nets).transpose(0, 1)
+        return products(x_ND.expand(E, *x_ND.shape), nets).transpose(0, 1)
     if strategy == "loop":
         return torch.stack([f(x_ND) for f in nets.functions()], dim=1)
     if strategy != "wide":

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from moeapps.errors import ArgumentError
-from moeapps.kernels.dense import batched
+from moeapps.kernels.dense import products
 from moeapps.kernels.networks import Networks
 from moeapps.kernels.select import is_traced
 
@@ -34,7 +34,7 @@ def sorted_rows(
     slot = torch.where(keep, experts_R * capacity + place, E * capacity)
     # The last row of the buffer collects the rows of nobody.
     buffer = rows_RD.new_zeros(E * capacity + 1, rows_RD.shape[1]).index_copy(0, slot, rows_RD)
-    y = batched(buffer[: E * capacity].view(E, capacity, rows_RD.shape[1]), nets)
+    y = products(buffer[: E * capacity].view(E, capacity, rows_RD.shape[1]), nets)
     y = y.reshape(E * capacity, nets.out_features)
     y = y.index_select(0, slot.clamp(max=E * capacity - 1))
     return torch.where(keep.unsqueeze(1), y, 0)

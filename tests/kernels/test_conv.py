@@ -48,7 +48,7 @@ def test_reference_equals_each_image_alone():
 
 def test_gathered_compiles_with_a_dynamic_batch():
     indices, (x, weights, w, b) = make(B=6, K=2, nobody=True)
-    compiled = torch.compile(routed_conv2d, fullgraph=True, dynamic=True, backend="aot_eager")
+    compiled = torch.compile(routed_conv2d, fullgraph=True, dynamic=True, backend="eager")
     for n in (6, 4):
         torch.testing.assert_close(
             compiled(x[:n], indices[:n], weights[:n], w, b),
