@@ -11,6 +11,7 @@ from typing import Any
 import jsonargparse
 import lightning.pytorch as pl
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from moeapps.errors import ConfigError
 from moeapps.training.checkpoints import AtomicCheckpointIO
@@ -129,16 +130,35 @@ def build(config: dict[str, Any]) -> Built:
         plugins = plugins if isinstance(plugins, list) else [plugins]
         arguments["plugins"] = [*plugins, AtomicCheckpointIO()]
         arguments["default_root_dir"] = arguments.get("default_root_dir") or default_root_dir
-        return pl.Trainer(**arguments)
+        try:
+            return pl.Trainer(**arguments)
+        except (MisconfigurationException, ValueError, ImportError) as error:
+            raise ConfigError(
+                f"The trainer's arguments do not fit this machine: {error}"
+            ) from error
 
     return Built(cli.model, cli.datamodule, full, make_trainer)
 
 
 def _readable(message: str) -> str:
-    """The part of jsonargparse's message that says what to change."""
-    lines = [line.rstrip() for line in message.strip().splitlines() if line.strip()]
-    text = "\n".join(lines[:12])
-    return f"The configuration does not fit: {text}"
+    """What jsonargparse's message says about the innermost key: expected type and given value."""
+    whole = "\n".join(line.strip() for line in message.splitlines() if line.strip())
+    keys = list(re.finditer(r'Parser key "([^"]+)":', whole))
+    if keys:
+        rest = whole[keys[-1].end() :]
+        types = re.search(r"Subtypes: \[(.*)\]", rest) or re.search(
+            r"Expected an? (.*)\. Got", rest
+        )
+        value = re.search(r"(?:Given|Got) value: (.*)", rest)
+        if types and value and not value[1].startswith("Namespace("):
+            expected = types[1].replace("typing.", "")
+            expected = re.sub(r"<class '(?:[\w.]+\.)?(\w+)'>", r"\1", expected)
+            expected = re.sub(r", (?![^\[]*\])", " or ", expected)  # not inside brackets
+            return (
+                f"{keys[-1][1]}={value[1]} does not fit. "
+                f"Expected {expected.replace('NoneType', 'null')}."
+            )
+    return f"The configuration does not fit: {whole}"
 
 
 @contextlib.contextmanager

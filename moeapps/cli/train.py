@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moeapps.errors import ConfigError, MoeappsError
+from moeapps.errors import ConfigError
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -114,7 +114,7 @@ def run_fit(options: argparse.Namespace) -> int:
         run.write_environment()
         try:
             return _train(run, built, options, resumed=not new)
-        except MoeappsError:
+        except Exception:
             if new and not run.metrics_file.exists():
                 shutil.rmtree(run.path, ignore_errors=True)  # it never began: leave nothing behind
             raise

@@ -316,7 +316,11 @@ def test_resuming_refuses_what_would_change_the_run(run, capsys):
         (["--model.hiden_channels", "8"], "Did you mean model.init_args.hidden_channels"),
         (["--model", "MowstClasifier"], "Did you mean MowstClassifier"),
         (["--model", "os.system"], "may not use"),
-        (["--model.hidden_channels", "many"], "hidden_channels"),
+        (
+            ["--model.hidden_channels", "many"],
+            "hidden_channels=many does not fit. Expected int.",
+        ),
+        (["--trainer.accelerator", "tpu"], "do not fit this machine"),
         (["--model.strong", "gnc"], "or 'gcn'"),
         (["--data.dataset", "corra"], "Did you mean 'cora'"),
         (["--trainer.max_epoch", "3"], "Did you mean trainer.max_epochs"),
