@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 from types import FrameType
 
 import torch
@@ -15,6 +14,7 @@ from moeapps.gating.balance import recomputing
 from moeapps.gating.losses import LOSSES
 from moeapps.gating.routing import Routing
 from moeapps.gating.stats import routing_stats
+from moeapps.kernels.scoped import Scoped
 
 _WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
 
@@ -72,7 +72,7 @@ class Record:
         return found
 
 
-_RECORDS: ContextVar[tuple[Record, ...]] = ContextVar("moeapps_records", default=())
+_RECORDS: Scoped[tuple[Record, ...]] = Scoped("moeapps_records", ())
 
 
 @contextmanager
@@ -102,11 +102,8 @@ def record(model: nn.Module) -> Iterator[Record]:
         True
     """
     rec = Record(model)
-    token = _RECORDS.set((*_RECORDS.get(), rec))
-    try:
+    with _RECORDS.set((*_RECORDS.get(), rec)):
         yield rec
-    finally:
-        _RECORDS.reset(token)
 
 
 def report_routing(module: nn.Module, routing: Routing) -> None:

@@ -7,7 +7,6 @@ variable ``MOEAPPS_KERNEL``, then the rule of `choose`.
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -15,11 +14,12 @@ from torch import Tensor
 
 from moeapps.errors import ArgumentError, UnknownNameError
 from moeapps.kernels.networks import Networks, compute_dtype
+from moeapps.kernels.scoped import Scoped
 
 STRATEGIES = ("reference", "loop", "grouped", "padded", "dense")
 VARIABLE = "MOEAPPS_KERNEL"
 
-_USED: ContextVar[str | None] = ContextVar("moeapps_kernel", default=None)
+_USED: Scoped[str | None] = Scoped("moeapps_kernel", None)
 
 
 class Choice(NamedTuple):
@@ -48,11 +48,8 @@ def use(strategy: str) -> Iterator[None]:
         dense: kernels.use('dense')
     """
     _known(strategy)
-    token = _USED.set(strategy)
-    try:
+    with _USED.set(strategy):
         yield
-    finally:
-        _USED.reset(token)
 
 
 def choose(

@@ -1,12 +1,14 @@
 """The rule, its overrides and their precedence."""
 
+import threading
+
 import pytest
 import torch
 
 from moeapps import kernels
 from moeapps.errors import ArgumentError, UnknownNameError
 from moeapps.kernels.networks import Networks
-from moeapps.kernels.select import choose
+from moeapps.kernels.select import choose, wished
 
 
 def rule(E=8, K=2, D=8, F=16, dtype=torch.float32, device="cpu", **kwargs):
@@ -115,3 +117,25 @@ def test_explain_agrees_with_what_runs():
     assert str(kernels.explain(x, indices, w)).startswith("loop: ")
     with kernels.use("padded"):
         assert kernels.explain(x, indices, w) == ("padded", "kernels.use('padded')")
+
+
+def test_threads_do_not_see_each_others_choice():
+    seen = []
+    with kernels.use("dense"):
+        other = threading.Thread(target=lambda: seen.append(rule().strategy))
+        other.start()
+        other.join()
+        assert rule().strategy == "dense"
+    assert seen == ["loop"]
+
+
+def test_compiled_code_follows_use():
+    def double(x):
+        return 2 * x if wished() == "dense" else x
+
+    compiled = torch.compile(double, fullgraph=True, backend="eager")
+    x = torch.ones(2)
+    assert compiled(x).sum() == 2
+    with kernels.use("dense"):
+        assert compiled(x).sum() == 4
+    assert compiled(x).sum() == 2
