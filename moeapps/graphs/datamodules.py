@@ -1,6 +1,7 @@
 """Node classification data for Lightning: one graph, whole or in sampled neighbourhoods."""
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -8,7 +9,7 @@ import lightning
 import torch
 import torch_geometric.utils as pyg_utils
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, Sampler, WeightedRandomSampler
+from torch.utils.data import DataLoader, Sampler
 from torch_geometric.data import Data
 from torch_geometric.loader import NodeLoader
 
@@ -252,18 +253,18 @@ class NodeData(lightning.LightningDataModule):
         """
         if self._sampler is None:
             self._sampler = CSRNeighborSampler(self.data, self.num_neighbors, seed=self.seed)
-        if generator is not None:  # a resumed epoch samples what the lost one would have
-            self._sampler.generator.manual_seed(generator.initial_seed())
-        order: Sampler[int] | None = None
+        order: _Order | None = None
         transform = None
         if generator is not None and self.confidence is not None:
             chance = 1 - self.confidence.detach().cpu()[rows].double() + _SEED_FLOOR
-            order = WeightedRandomSampler(chance.tolist(), len(rows), generator=generator)
+            drawn = torch.multinomial(chance, len(rows), replacement=True, generator=generator)
+            order = _Order(drawn, generator.initial_seed(), self._sampler)
             weight = torch.zeros(self.data.num_nodes, dtype=torch.float64)
             weight[rows] = chance.sum() / (len(rows) * chance)
             transform = _SeedWeight(weight.float())
         elif generator is not None:
-            order = RandomSampler(range(len(rows)), generator=generator)
+            shuffled = torch.randperm(len(rows), generator=generator)
+            order = _Order(shuffled, generator.initial_seed(), self._sampler)
         return NodeLoader(
             self.data,
             node_sampler=self._sampler,
@@ -282,11 +283,11 @@ class NodeData(lightning.LightningDataModule):
             rows: Seed nodes.
             generator: Order of the seeds; None keeps their order.
         """
-        seeds = rows.tolist()
+        if generator is not None:
+            rows = rows[torch.randperm(len(rows), generator=generator)]
         return DataLoader(
-            seeds,  # type: ignore[arg-type]
+            rows.tolist(),
             batch_size=self.batch_size,
-            sampler=None if generator is None else RandomSampler(seeds, generator=generator),
             collate_fn=self._own_rows,
         )
 
@@ -305,6 +306,25 @@ class NodeData(lightning.LightningDataModule):
     @property
     def _epoch(self) -> int:
         return 0 if self.trainer is None else self.trainer.current_epoch
+
+
+class _Order(Sampler[int]):
+    """One order of the seeds; every iteration repeats it, and the neighbours drawn with it.
+
+    A trainer starts the iteration of a loader once or twice, depending on whether it resumes.
+    """
+
+    def __init__(self, order: Tensor, seed: int, sampler: CSRNeighborSampler) -> None:
+        self.order = order
+        self.seed = seed
+        self.sampler = sampler
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[int]:
+        self.sampler.generator.manual_seed(self.seed)
+        return iter(self.order.tolist())
 
 
 class _SeedWeight:

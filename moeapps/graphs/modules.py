@@ -310,6 +310,10 @@ class MowstClassifier(TurnModule):
         """What the experts that matter in this phase say."""
         return self.turns.evaluate(kind, rows)
 
+    def gate_learns(self) -> bool:
+        """Whether the current phase trains the gate."""
+        return self.model.gate in self.turns.learning(self.schedule.kind)
+
     def watch(self, c: Tensor) -> None:
         """Collect the confidence of an epoch's training nodes."""
         self._confidences.append(c)

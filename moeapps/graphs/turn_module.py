@@ -106,6 +106,10 @@ class TurnModule(MoEModule, ABC):
     def predictions(self, outputs: Outputs) -> dict[str, Tensor]:
         """What ``predict`` returns for some nodes."""
 
+    def gate_learns(self) -> bool:
+        """Whether the current phase trains a gate, so that auxiliary losses apply."""
+        return True
+
     def watch(self, c: Tensor) -> None:
         """Look at the confidence in the training nodes of a step."""
 
@@ -206,7 +210,11 @@ class TurnModule(MoEModule, ABC):
 
         assert self.graph is not None
         size = len(self.graph.rows["train"] if rows is None else rows.index)
-        loss = self.shared_step(task_loss, batch_size=max(1, size))
+        if self.gate_learns():
+            loss = self.shared_step(task_loss, batch_size=max(1, size))
+        else:  # there is no routing for an auxiliary loss to read
+            loss = task_loss()
+            self._log("train/loss", loss, max(1, size))
         optimizer = self.optimizers()
         assert not isinstance(optimizer, list)
         optimizer.zero_grad()
