@@ -8,8 +8,12 @@ from torch import Tensor
 
 class _ContiguousGrad(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(x: Tensor) -> Tensor:
         return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
@@ -27,9 +31,12 @@ def contiguous_grad(x: Tensor) -> Tensor:
 
 class _MaskGrad(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, keep: Tensor) -> Tensor:
-        ctx.save_for_backward(keep)
+    def forward(x: Tensor, keep: Tensor) -> Tensor:
         return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -48,10 +55,13 @@ def mask_grad(x_RD: Tensor, keep_R: Tensor) -> Tensor:
 
 class _GatherRows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, rows: Tensor, inverse: Tensor, per_row: int) -> Tensor:
-        ctx.save_for_backward(inverse)
-        ctx.per_row = per_row
+    def forward(x: Tensor, rows: Tensor, inverse: Tensor, per_row: int) -> Tensor:
         return x.index_select(0, rows)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, _, inverse, ctx.per_row = inputs
+        ctx.save_for_backward(inverse)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
@@ -71,9 +81,12 @@ def gather_rows(x: Tensor, rows_R: Tensor, inverse_R: Tensor, per_row: int) -> T
 
 class _Touch(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, *parameters: Tensor) -> Tensor:
-        ctx.save_for_backward(*parameters)
+    def forward(y: Tensor, *parameters: Tensor) -> Tensor:
         return y.view_as(y)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:

@@ -201,6 +201,21 @@ def test_gradients_accumulate_over_micro_batches():
     torch.testing.assert_close([p.grad for p in layer.parameters()], whole, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("strategy", ["loop", "grouped", "padded", "dense"])
+def test_function_transforms_give_the_same_gradient(strategy):
+    layer = layers()["topk"]
+    names, values = zip(*layer.named_parameters(), strict=True)
+
+    def loss(values):
+        parameters = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(layer, parameters, (rows(9),)).pow(2).sum()
+
+    with kernels.use(strategy):
+        got = torch.func.grad(loss)(values)
+    want = torch.autograd.grad(loss(values), values)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-3)
+
+
 class Fixed(nn.Module):
     """A gate that sends every row to experts given beforehand; its scale can learn."""
 
