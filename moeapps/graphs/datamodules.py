@@ -286,7 +286,7 @@ class NodeData(lightning.LightningDataModule):
         if generator is not None:
             rows = rows[torch.randperm(len(rows), generator=generator)]
         return DataLoader(
-            rows.tolist(),
+            rows.tolist(),  # type: ignore[arg-type]
             batch_size=self.batch_size,
             collate_fn=self._own_rows,
         )

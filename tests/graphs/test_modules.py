@@ -1,65 +1,16 @@
-"""Lightning training by turns: acceptance, checkpoints, exact resume, interrupts, bad input."""
+"""Training by turns: acceptance, optimisers, rollback, logs, collapse guard, results, bad input."""
 
-import signal
-import subprocess
-import sys
-import textwrap
 import warnings
-from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from turn_training import SMALL, Spy, same, tiny, train, trainer
 
-from moeapps.errors import (
-    ArgumentError,
-    CheckpointError,
-    CollapseWarning,
-    ConfigError,
-    UnknownNameError,
-)
+from moeapps.errors import ArgumentError, CollapseWarning, ConfigError, UnknownNameError
 from moeapps.graphs import MowstClassifier, NodeClassifier, NodeData, mixed_csbm
 from moeapps.graphs.fitting import fit
-from moeapps.training import AtomicCheckpointIO
-
-SMALL = {"hidden_channels": 16, "epochs": 6, "patience": 4, "rounds": 2}
-
-
-def tiny(**arguments):
-    return NodeData("mixed-csbm", dataset_args={"size": "tiny"}, **arguments)
-
-
-def trainer(folder=None, *callbacks, **options):
-    options = {"max_epochs": -1, "num_sanity_val_steps": 0, **options}
-    return pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
-        callbacks=list(callbacks),
-        default_root_dir=folder,
-        plugins=[AtomicCheckpointIO()],
-        **options,
-    )
-
-
-def train(module, data=None, folder=None, *callbacks, seed=0, ckpt_path=None, **options):
-    torch.manual_seed(seed)
-    run = trainer(folder, *callbacks, **options)
-    run.fit(module, datamodule=data or tiny(), ckpt_path=ckpt_path)
-    return run
-
-
-def every_epoch(folder):
-    return ModelCheckpoint(folder, filename="{epoch}", save_top_k=-1, every_n_epochs=1)
-
-
-def same(a, b):
-    return all(torch.equal(value, b[name]) for name, value in a.items())
-
 
 # ---------------------------------------------------------------------------------- acceptance
 
@@ -111,27 +62,6 @@ def test_gate_on_validation_nodes_comes_after_both_experts():
 
 
 # --------------------------------------------------------------------------------------- turns
-
-
-class Spy(pl.Callback):
-    """Remembers phase, optimiser and log after every epoch."""
-
-    def __init__(self):
-        self.phases, self.optimizers, self.logged, self.steps = [], [], [], []
-
-    def on_train_epoch_start(self, trainer, pl_module):
-        self._look(trainer)
-        self.phases.append(pl_module.schedule.phase)
-        self.optimizers.append(trainer.optimizers[0])
-        state = next(iter(trainer.optimizers[0].state.values()), None)
-        self.steps.append(0 if state is None else int(state["step"]))
-
-    def on_train_end(self, trainer, pl_module):
-        self._look(trainer)
-
-    def _look(self, trainer):
-        if self.phases:
-            self.logged.append({k: float(v) for k, v in trainer.callback_metrics.items()})
 
 
 def test_every_turn_gets_a_new_optimiser_over_what_learns():
@@ -264,118 +194,6 @@ def test_healthy_gate_does_not_warn():
         train(MowstClassifier("gcn", pretrain="both", hidden_channels=16, epochs=20, rounds=1))
 
 
-# ---------------------------------------------------------------------------------- checkpoints
-
-
-def test_checkpoint_alone_rebuilds_the_best_model(tmp_path):
-    module = MowstClassifier("gcn", gate="learned+features", **SMALL)
-    run = train(module)
-    run.save_checkpoint(tmp_path / "end.ckpt")
-    loaded = MowstClassifier.load_from_checkpoint(tmp_path / "end.ckpt")
-    assert loaded.hparams.in_channels == 32
-    assert same(module.state_dict(), loaded.state_dict())
-    (numbers,) = trainer().validate(loaded, datamodule=tiny(), verbose=False)
-    assert numbers["val/acc_expected"] == pytest.approx(module.schedule.best, abs=1e-6)
-
-
-def test_checkpoint_from_inside_a_turn_is_tested_with_its_best_weights(tmp_path):
-    module = MowstClassifier("gcn", **{**SMALL, "epochs": 8, "patience": 8})
-    train(module, None, tmp_path, every_epoch(tmp_path))
-    inside = MowstClassifier.load_from_checkpoint(tmp_path / "epoch=14.ckpt")
-    assert inside.schedule.phase == "weak:1"
-    (numbers,) = trainer().validate(inside, datamodule=tiny(), verbose=False)
-    assert numbers["val/acc_expected"] == pytest.approx(inside.schedule.turn.best, abs=1e-6)
-
-
-@pytest.mark.parametrize("options", [{}, {"joint": True}], ids=["turns", "joint"])
-def test_resume_from_any_epoch_is_exact(tmp_path, options):
-    def make():
-        return MowstClassifier("gcn", **SMALL, **options)
-
-    whole = make()
-    train(whole, None, tmp_path, every_epoch(tmp_path))
-    for epoch in range(1, whole.schedule.total_epochs - 1, 6):
-        resumed = make()
-        train(resumed, seed=99, ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
-        assert resumed.schedule.state_dict() == whole.schedule.state_dict()
-        assert same(whole.state_dict(), resumed.state_dict())
-
-
-def test_resume_of_a_finished_training_ends_at_once(tmp_path):
-    module = MowstClassifier("gcn", **SMALL)
-    run = train(module)
-    run.save_checkpoint(tmp_path / "end.ckpt")
-    again = MowstClassifier("gcn", **SMALL)
-    train(again, ckpt_path=tmp_path / "end.ckpt")
-    assert same(module.state_dict(), again.state_dict())
-    assert again.schedule.total_epochs == module.schedule.total_epochs
-
-
-KILLED = """
-    import os, signal, sys
-    sys.path.insert(0, {folder!r})
-    import lightning.pytorch as pl
-    from test_modules import MowstClassifier, SMALL, every_epoch, train
-
-    class Kill(pl.Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            if trainer.current_epoch == 15:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    train(MowstClassifier("gcn", **SMALL), None, {out!r}, every_epoch({out!r}), Kill())
-"""
-
-
-def test_run_killed_inside_a_turn_resumes_exactly(tmp_path):
-    code = textwrap.dedent(KILLED).format(folder=str(Path(__file__).parent), out=str(tmp_path))
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    whole, resumed = MowstClassifier("gcn", **SMALL), MowstClassifier("gcn", **SMALL)
-    train(whole)
-    train(resumed, seed=5, ckpt_path=tmp_path / "epoch=14.ckpt")
-    assert same(whole.state_dict(), resumed.state_dict())
-
-
-def test_cut_checkpoint_is_refused_and_nothing_is_loaded(tmp_path):
-    module = MowstClassifier("gcn", **SMALL)
-    train(module).save_checkpoint(tmp_path / "end.ckpt")
-    whole = (tmp_path / "end.ckpt").read_bytes()
-    (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
-    fresh = MowstClassifier("gcn", in_channels=32, out_channels=5, **SMALL)
-    before = {k: v.clone() for k, v in fresh.state_dict().items()}
-    with pytest.raises(CheckpointError, match="cut"):
-        trainer().fit(fresh, datamodule=tiny(), ckpt_path=tmp_path / "cut.ckpt")
-    assert same(before, fresh.state_dict())
-
-
-def test_checkpoint_of_another_kind_is_refused(tmp_path):
-    train(NodeClassifier("gcn", epochs=2)).save_checkpoint(tmp_path / "gcn.ckpt")
-    with pytest.raises(CheckpointError):
-        train(MowstClassifier("gcn", **SMALL), ckpt_path=tmp_path / "gcn.ckpt")
-
-
-# ----------------------------------------------------------------------------------- interrupts
-
-
-def test_interrupt_leaves_the_best_weights():
-    class Interrupt(pl.Callback):
-        def on_train_epoch_start(self, trainer, pl_module):
-            if trainer.current_epoch == 16:
-                raise KeyboardInterrupt
-
-    module = MowstClassifier("gcn", **{**SMALL, "epochs": 8, "patience": 8})
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(SystemExit):
-            train(module, None, None, Interrupt())
-    finally:
-        signal.signal(signal.SIGINT, handler)
-    assert module.schedule.phase == "strong:1"
-    measured = module.measure("done", module.outputs("done", None))
-    assert float(measured["acc_expected"]) == pytest.approx(module.schedule.best, abs=1e-6)
-    trainer().test(module, datamodule=tiny(), verbose=False)
-
-
 # ------------------------------------------------------------------------- results and predictions
 
 
@@ -442,93 +260,6 @@ def test_bare_and_logging_trainers_train_alike():
     fit(bare, tiny(), seed=0)
     train(full, seed=0)
     assert same(bare.state_dict(), full.state_dict())
-
-
-# -------------------------------------------------------------------------------------- batches
-
-
-class Batches(pl.Callback):
-    """Remembers which phases saw edges."""
-
-    def __init__(self):
-        self.edges = {}
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        kind = pl_module.schedule.kind
-        self.edges.setdefault(kind, set()).add(batch.get("edge_index") is not None)
-
-
-def neighbour_data(**arguments):
-    return tiny(loader="neighbor", num_neighbors=[5, 5], batch_size=64, **arguments)
-
-
-def test_neighbour_batches_train_and_weak_turns_sample_nothing():
-    batches = Batches()
-    module = MowstClassifier("gcn", pretrain="both", **SMALL)
-    train(module, neighbour_data(), None, batches)
-    assert batches.edges == {
-        "pretrain_weak": {False},
-        "pretrain_strong": {True},
-        "weak": {False},
-        "strong": {True},
-    }
-    assert module.schedule.best > 0.4
-
-
-def test_neighbour_training_resumes_exactly(tmp_path):
-    whole = MowstClassifier("gcn", draw_by_confidence=True, **SMALL)
-    train(whole, neighbour_data(), tmp_path, every_epoch(tmp_path))
-    for epoch in (3, 8, 15):
-        resumed = MowstClassifier("gcn", draw_by_confidence=True, **SMALL)
-        train(resumed, neighbour_data(), seed=9, ckpt_path=tmp_path / f"epoch={epoch}.ckpt")
-        assert same(whole.state_dict(), resumed.state_dict())
-
-
-def test_single_networks_train_on_neighbour_batches():
-    for network, edges in (("mlp", False), ("graphsage", True)):
-        batches = Batches()
-        train(NodeClassifier(network, epochs=2), neighbour_data(), None, batches)
-        assert batches.edges == {"train": {edges}}
-
-
-PARALLEL = """
-    import sys
-    sys.path.insert(0, {folder!r})
-    import lightning.pytorch as pl, torch
-    from test_modules import MowstClassifier, SMALL, neighbour_data
-
-    class Compare(pl.Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
-            mine = torch.cat([p.detach().flatten() for p in pl_module.parameters()])
-            others = pl_module.all_gather(mine)
-            assert torch.equal(others[0], others[1])
-            phases = [None, None]
-            torch.distributed.all_gather_object(phases, pl_module.schedule.phase)
-            assert phases[0] == phases[1]
-
-    if __name__ == "__main__":
-        torch.manual_seed(0)
-        module = MowstClassifier("gcn", **{{**SMALL, "epochs": 3, "rounds": 1}})
-        trainer = pl.Trainer(
-            accelerator="cpu", devices=2, strategy="ddp_find_unused_parameters_true",
-            max_epochs=-1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, callbacks=[Compare()],
-        )
-        trainer.fit(module, datamodule=neighbour_data())
-        assert module.schedule.phase == "done"
-        print("done")
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_take_the_same_turns(tmp_path):
-    script = tmp_path / "parallel.py"
-    script.write_text(textwrap.dedent(PARALLEL).format(folder=str(Path(__file__).parent)))
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(script)], capture_output=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
-    assert done.stdout.count(b"done") == 2
 
 
 # ------------------------------------------------------------------------------------ odd graphs
