@@ -1,6 +1,6 @@
 """The shared core in your own network: a routed feed-forward block with a balance loss.
 
-    python examples/moe_layer.py    (no files needed; a few seconds on a CPU)
+python examples/moe_layer.py    (no files needed; a few seconds on a CPU)
 """
 
 import torch

@@ -1,6 +1,6 @@
 """A GCN alone against Mowst over the same GCN, by the Lightning modules.
 
-    python examples/quickstart_graphs.py    (no files needed; under a minute on a CPU)
+python examples/quickstart_graphs.py    (no files needed; under a minute on a CPU)
 """
 
 from moeapps.graphs import MowstClassifier, NodeClassifier, NodeData, fit

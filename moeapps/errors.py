@@ -41,7 +41,7 @@ class MissingExtraError(MoeappsError, ImportError):
 
     def __init__(self, domain: str, package: str) -> None:
         super().__init__(
-            f"moeapps.{domain} needs {package}. Install it with: pip install \"moeapps[{domain}]\""
+            f'moeapps.{domain} needs {package}. Install it with: pip install "moeapps[{domain}]"'
         )
 
 

@@ -42,35 +42,67 @@ MODELS: dict[str, ModelEntry] = {
         "graphs", f"{_EXPERTS}:mlp", _NODE, "MLP on a node's own features", "-", _SMALL, ("weak",)
     ),
     "gcn": ModelEntry(
-        "graphs", f"{_EXPERTS}:gcn", _NODE, "Graph convolutional network",
-        "Kipf & Welling, ICLR 2017", _SMALL, ("strong",),
+        "graphs",
+        f"{_EXPERTS}:gcn",
+        _NODE,
+        "Graph convolutional network",
+        "Kipf & Welling, ICLR 2017",
+        _SMALL,
+        ("strong",),
     ),
     "graphsage": ModelEntry(
-        "graphs", f"{_EXPERTS}:graphsage", _NODE, "GraphSAGE with mean aggregation",
-        "Hamilton et al., NeurIPS 2017", _SMALL, ("strong",),
+        "graphs",
+        f"{_EXPERTS}:graphsage",
+        _NODE,
+        "GraphSAGE with mean aggregation",
+        "Hamilton et al., NeurIPS 2017",
+        _SMALL,
+        ("strong",),
     ),
     "gat": ModelEntry(
-        "graphs", f"{_EXPERTS}:gat", _NODE, "Graph attention network",
-        "Velickovic et al., ICLR 2018", {**_SMALL, "heads": 2}, ("strong",),
+        "graphs",
+        f"{_EXPERTS}:gat",
+        _NODE,
+        "Graph attention network",
+        "Velickovic et al., ICLR 2018",
+        {**_SMALL, "heads": 2},
+        ("strong",),
     ),
     "gin": ModelEntry(
-        "graphs", f"{_EXPERTS}:gin", _NODE, "Graph isomorphism network",
-        "Xu et al., ICLR 2019", _SMALL, ("strong",),
+        "graphs",
+        f"{_EXPERTS}:gin",
+        _NODE,
+        "Graph isomorphism network",
+        "Xu et al., ICLR 2019",
+        _SMALL,
+        ("strong",),
     ),
     "gin_skip": ModelEntry(
-        "graphs", "moeapps.graphs.models.gin_skip:GINSkip", _NODE, "GIN with a linear skip per layer",
-        "Zeng et al., ICLR 2024 (as a Mowst expert)", _SMALL, ("strong",),
+        "graphs",
+        "moeapps.graphs.models.gin_skip:GINSkip",
+        _NODE,
+        "GIN with a linear skip per layer",
+        "Zeng et al., ICLR 2024 (as a Mowst expert)",
+        _SMALL,
+        ("strong",),
     ),
     "h2gcn": ModelEntry(
-        "graphs", "moeapps.graphs.models.h2gcn:H2GCN", _NODE,
+        "graphs",
+        "moeapps.graphs.models.h2gcn:H2GCN",
+        _NODE,
         "Ego, one-hop and two-hop features kept apart",
-        "Zhu et al., NeurIPS 2020", _SMALL, ("strong",),
+        "Zhu et al., NeurIPS 2020",
+        _SMALL,
+        ("strong",),
     ),
     "mowst": ModelEntry(
-        "graphs", "moeapps.graphs.models.mowst:mowst", _NODE,
+        "graphs",
+        "moeapps.graphs.models.mowst:mowst",
+        _NODE,
         "Weak MLP and strong GNN mixed by the weak expert's confidence",
         "Zeng et al., Mixture of Weak and Strong Experts on Graphs, ICLR 2024",
-        {**_SMALL, "strong": "gcn"}, ("mixture",),
+        {**_SMALL, "strong": "gcn"},
+        ("mixture",),
     ),
 }
 
@@ -121,7 +153,7 @@ def create_model(name: str, **arguments: Any) -> Any:
         MissingExtraError: When the domain's packages are not installed.
 
     Example:
-        >>> model = create_model("gcn", in_channels=8, hidden_channels=16, num_layers=2, out_channels=3)
+        >>> model = create_model("gcn", **model_info("gcn").example)
         >>> type(model).__name__
         'GCN'
     """
