@@ -70,12 +70,15 @@ def sorted_rows(rows_RD: Tensor, experts_R: Tensor, offsets_E: Tensor, nets: Net
         ``[R, O]``
     """
     keep = experts_R < nets.num_experts
-    rows_RD = mask_grad(rows_RD, keep)
+    # On CPU in eager code looking is free, and mostly everybody belongs to somebody.
+    whole = keep.is_cpu and not is_traced() and bool(keep[-1:].all())
+    if not whole:
+        rows_RD = mask_grad(rows_RD, keep)
     y = _linear(rows_RD, experts_R, offsets_E, nets.w1, nets.b1)
     if nets.w2 is not None:
         y = _linear(nets.activate(y), experts_R, offsets_E, nets.w2, nets.b2)
     # where, not a product: the rows past the last offset are uninitialised memory.
-    return torch.where(keep.unsqueeze(1), y, 0)
+    return y if whole else torch.where(keep.unsqueeze(1), y, 0)
 
 
 def _linear(
@@ -85,8 +88,9 @@ def _linear(
     if x_RD.dtype == torch.float32 and is_traced():
         y = _grouped_linear(x_RD, w, offsets_E)
     else:
-        y = contiguous_grad(F.grouped_mm(x_RD, w.transpose(1, 2), offs=offsets_E))
-    if b is None:
-        return y
-    # The extra row takes the meaningless gradient of rows that belong to nobody.
-    return y + F.pad(b, (0, 0, 0, 1)).index_select(0, experts_R)
+        y = F.grouped_mm(x_RD, w.transpose(1, 2), offs=offsets_E)
+    if b is not None:
+        # In place: a fresh output is as dear as the sum. The extra row takes the meaningless
+        # gradient of rows that belong to nobody.
+        y = y.add_(F.pad(b, (0, 0, 0, 1)).index_select(0, experts_R))
+    return contiguous_grad(y)
