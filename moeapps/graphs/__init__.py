@@ -14,6 +14,7 @@ _NAMES = {
     "NodeClassifier": "moeapps.graphs.modules",
     "NodeData": "moeapps.graphs.datamodules",
     "card": "moeapps.graphs.datasets",
+    "fit": "moeapps.graphs.fitting",
     "gat": "moeapps.graphs.models.experts",
     "gcn": "moeapps.graphs.models.experts",
     "gin": "moeapps.graphs.models.experts",

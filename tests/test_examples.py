@@ -1,0 +1,47 @@
+"""The examples run; short, so that they only show that nothing in them is out of date."""
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_moe_layer_learns():
+    assert load("moe_layer").main(steps=100) < 0.3
+
+
+def test_mowst_in_your_loop_learns():
+    assert load("mowst_in_your_loop").main(epochs=40) > 0.85
+
+
+def test_quickstart_graphs_trains_all_three():
+    accuracies = load("quickstart_graphs").main(epochs=15)
+    assert list(accuracies) == ["MLP", "GCN", "Mowst-GCN"]
+    assert min(accuracies.values()) > 0.5
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
+def test_examples_are_short(path):
+    assert len(path.read_text().splitlines()) <= 60
+
+
+def test_the_gate_runs_the_command_of_the_readme():
+    gate = (ROOT / ".ci/run").read_text()
+    readme = (ROOT / "README.md").read_text()
+    command = re.search(r"<!-- test command -->\n```\n(.*)\n```", readme)[1]
+    extract = re.search(r"command=\$\((.*)\)\n", gate)[1]
+    found = subprocess.run(
+        ["bash", "-c", extract], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.strip()
+    assert found == command
