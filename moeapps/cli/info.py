@@ -69,10 +69,20 @@ def describe(module: str, attribute: str) -> str:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == attribute:
             function = node if isinstance(node, ast.FunctionDef) else _constructor(node)
             signature = _signature(attribute, function) if function else f"{attribute}()"
-            return f"{signature}\n\n{ast.get_docstring(node) or ''}".rstrip()
+            text = f"{signature}\n\n{ast.get_docstring(node) or ''}".rstrip()
+            built = _built_class(node)
+            if any(isinstance(n, ast.ClassDef) and n.name == built for n in tree.body):
+                text += f"\n\n{describe(module, built)}"
+            return text
     raise UnknownNameError(
         f"name in {module}", attribute, [n.name for n in tree.body if hasattr(n, "name")]
     )
+
+
+def _built_class(node: ast.ClassDef | ast.FunctionDef) -> str:
+    """Name of what a factory returns."""
+    returns = node.returns if isinstance(node, ast.FunctionDef) else None
+    return returns.id if isinstance(returns, ast.Name) else ""
 
 
 def _source(module: str) -> Path:
