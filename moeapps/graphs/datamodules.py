@@ -196,6 +196,8 @@ class NodeData(lightning.LightningDataModule):
         self.metric = metric
         if self.to_undirected:
             data.edge_index = pyg_utils.to_undirected(data.edge_index, num_nodes=data.num_nodes)
+        if data.x.dtype.itemsize < 4:  # stored in half precision; weights are not
+            data.x = data.x.float()
         data.x = scale_features(data.x, self._scaling)
         if self.sparse:
             data.x = compress(data.x)

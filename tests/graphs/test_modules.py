@@ -265,7 +265,9 @@ def test_bare_and_logging_trainers_train_alike():
 # ------------------------------------------------------------------------------------ odd graphs
 
 
-@pytest.mark.parametrize("case", ["no edges", "isolated nodes", "two classes", "missing class"])
+@pytest.mark.parametrize(
+    "case", ["no edges", "isolated nodes", "two classes", "missing class", "half features"]
+)
 def test_odd_graphs_train(case):
     data = mixed_csbm("tiny", num_classes=2 if case == "two classes" else 5)
     if case == "no edges":
@@ -274,6 +276,8 @@ def test_odd_graphs_train(case):
         data.edge_index = data.edge_index[:, (data.edge_index < 100).all(0)]
     elif case == "missing class":
         data.train_mask &= data.y != 3
+    elif case == "half features":
+        data.x = data.x.half()
     for strong in ("gcn", "graphsage"):
         measures = fit(MowstClassifier(strong, **SMALL), NodeData.from_data(data))
         assert np.isfinite(list(measures.values())).all()
