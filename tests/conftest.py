@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Before torch loads: on tensors this small, more threads only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 class NetworkBlockedError(RuntimeError):
     """Not an OSError, so that code which survives a broken connection cannot hide it."""
