@@ -90,7 +90,16 @@ def _linear(
     else:
         y = F.grouped_mm(x_RD, w.transpose(1, 2), offs=offsets_E)
     if b is not None:
-        # In place: a fresh output is as dear as the sum. The extra row takes the meaningless
-        # gradient of rows that belong to nobody.
-        y = y.add_(F.pad(b, (0, 0, 0, 1)).index_select(0, experts_R))
+        _add_bias(y, b, experts_R, offsets_E)
     return contiguous_grad(y)
+
+
+def _add_bias(y_RO: Tensor, b_EO: Tensor, experts_R: Tensor, offsets_E: Tensor) -> None:
+    """Add each row its expert's bias, in place: a fresh output is as dear as the sum."""
+    if y_RO.is_cpu and not torch.is_grad_enabled() and not is_traced():
+        ends = offsets_E.tolist()
+        for start, end, b in zip([0, *ends], ends, b_EO, strict=False):
+            y_RO[start:end].add_(b)
+        return
+    # The extra row takes the meaningless gradient of rows that belong to nobody.
+    y_RO.add_(F.pad(b_EO, (0, 0, 0, 1)).index_select(0, experts_R))

@@ -74,6 +74,7 @@ def combine_rows(y_RO: Tensor, plan: Plan, weights_NK: Tensor) -> Tensor:
     weights = weights_NK.to(y.dtype)
     item = y.shape[1:]
     if K == 1:
-        return y * weights.view(N, *([1] * len(item)))
+        weights = weights.view(N, *([1] * len(item)))
+        return y * weights if torch.is_grad_enabled() else y.mul_(weights)  # y is fresh
     flat = y.view(N, K, item.numel())
     return torch.bmm(weights.unsqueeze(1), flat).view(N, *item)

@@ -155,6 +155,17 @@ def test_routed_linear_equals_explicit_sum(strategy):
     torch.testing.assert_close(y, want, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("spread", SPREADS)
+@pytest.mark.parametrize("strategy", FAST)
+def test_forward_without_gradient_equals_forward_with(strategy, spread):
+    indices, leaves = tensors(40, 8, 12, 4, 5, 2, dtype=torch.float32, spread=spread)
+    with torch.no_grad():
+        y = kernels.routed_mlp(
+            leaves["x"], indices, leaves["weights"], *list(leaves.values())[2:], strategy=strategy
+        )
+    torch.testing.assert_close(y, run(indices, leaves, strategy)["y"], atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("strategy", FAST)
 def test_empty_expert_gets_an_exact_zero_gradient(strategy):
     indices, leaves = tensors(16, 8, 8, 8, 4, 1, dtype=torch.float32)
