@@ -67,5 +67,7 @@ def take_rows(x: Tensor, rows: Tensor) -> Tensor:
     """``x[rows]``, also for ``torch.sparse_csr`` features."""
     if x.layout == torch.strided:
         return x.index_select(0, rows)
+    if x.is_inference() and not torch.is_inference_mode_enabled():
+        x = x.clone()  # loaded in inference mode: such tensors cannot be indexed outside it
     picked = x.to_sparse_coo().index_select(0, rows)
     return picked.coalesce().to_sparse_csr()
