@@ -102,7 +102,7 @@ def table(rows: list[dict[str, Any]], names: list[str]) -> list[str]:
             for key in ("c_feature", "c_structure")
         ]
         cells = [
-            name if name in MIXTURES else name.upper(),
+            name if name in MIXTURES else {"graphsage": "GraphSAGE"}.get(name, name.upper()),
             *(
                 percent(own, f"test/{key}")
                 for key in ("acc", "acc_expected", "acc_hard", "acc_soft")

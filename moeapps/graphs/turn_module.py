@@ -19,8 +19,6 @@ from moeapps.training.base import MoEModule
 from moeapps.training.checkpoints import check_state_dict
 from moeapps.training.optim import build_optimizer
 
-# A phase is logged as its place in this list.
-
 _KEY = "moeapps_turns"
 
 
