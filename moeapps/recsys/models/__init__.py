@@ -1,0 +1,1 @@
+"""Ranking models, one published method per file."""
