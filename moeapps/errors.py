@@ -45,6 +45,10 @@ class MissingExtraError(MoeappsError, ImportError):
         )
 
 
+class IdRangeError(MoeappsError, ValueError, IndexError):
+    """An id is negative or beyond its vocabulary."""
+
+
 class DataNotFoundError(MoeappsError, FileNotFoundError):
     """Data files are not where they should be."""
 
