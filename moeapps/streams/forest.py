@@ -1,0 +1,260 @@
+"""A forest of compiled Hoeffding trees in one pool of memory.
+
+Everything an ensemble needs is here: make a forest, predict, learn, reset and copy its trees, let it
+grow. The kernels may be called from other compiled code. A kernel that finds the pool full changes
+nothing and says so; the caller then replaces the forest by `with_room(forest)` and repeats the call.
+
+A row ``x`` holds the numeric columns first, then the codes of the nominal ones; NaN is a missing
+value, a code of -1 a value never seen before. Numbers lie within +-1e100.
+"""
+
+import math
+
+from numba import njit
+
+from moeapps.streams.forest_leaf import TIE, likeliest, majority, score, update
+from moeapps.streams.forest_nodes import add_weight, copy_nodes, find_leaf, free_tree, take_leaf
+from moeapps.streams.forest_split import try_split
+from moeapps.streams.forest_state import (
+    ADAPTIVE,
+    BAYES,
+    BAYES_RIGHT,
+    BINARY,
+    COLUMNS,
+    COUNTS,
+    DEPTH,
+    FREE_NODES,
+    FREE_ROWS,
+    GRACE,
+    INHERITED,
+    LAST_ATTEMPT,
+    LEAF_LIMIT,
+    LEAF_RULE,
+    LEAVES,
+    MAJORITY,
+    MAJORITY_RIGHT,
+    MAX_DEPTH,
+    NODES,
+    NUM_CLASSES,
+    NUM_NOMINAL,
+    PER_COLUMN,
+    ROOT,
+    ROW,
+    SEEN,
+    TOTAL_LEAVES,
+    VALUES,
+    WEIGHT,
+    Forest,
+    forest_arrays,
+    forest_from_arrays,
+    new_forest,
+    with_classes,
+    with_columns,
+    with_room,
+)
+
+__all__ = [
+    "Forest",
+    "copy_tree",
+    "decide",
+    "decide_then_learn",
+    "forest_arrays",
+    "forest_from_arrays",
+    "learn",
+    "new_forest",
+    "num_leaves",
+    "num_nodes",
+    "predict",
+    "predict_then_learn",
+    "reset",
+    "with_classes",
+    "with_columns",
+    "with_room",
+]
+
+
+@njit(cache=True)
+def predict(forest, tree, x, proba):
+    """Fill ``proba [C]`` with the class probabilities of ``x``; uniform for an untrained tree.
+
+    Classes that the leaf of ``x`` has not seen get 0.
+    """
+    _probabilities(forest, find_leaf(forest, tree, x), x, proba)
+
+
+@njit(cache=True)
+def decide(forest, tree, x):
+    """The class that `predict` finds most probable (the first of equals), at less cost."""
+    leaf = forest.leaves[forest.nodes[find_leaf(forest, tree, x), ROW]]
+    return _answer(forest, leaf, *_votes(forest, leaf, x))
+
+
+@njit(cache=True)
+def learn(forest, tree, x, y, w):
+    """Learn ``x`` with class ``y`` and weight ``w``; False if the pool is full: nothing changed."""
+    if w <= 0.0:
+        return True
+    node = find_leaf(forest, tree, x)
+    if not _has_room(forest, node, w):
+        return False
+    leaf = forest.leaves[forest.nodes[node, ROW]]
+    bayes, common = _votes(forest, leaf, x)
+    _learn(forest, tree, node, x, y, w, bayes, common)
+    return True
+
+
+@njit(cache=True)
+def predict_then_learn(forest, tree, x, y, w, proba):
+    """`predict`, then `learn` with its result; the instance is sorted to its leaf once."""
+    node = find_leaf(forest, tree, x)
+    bayes, common = _probabilities(forest, node, x, proba)
+    if w <= 0.0:
+        return True
+    if not _has_room(forest, node, w):
+        return False
+    _learn(forest, tree, node, x, y, w, bayes, common)
+    return True
+
+
+@njit(cache=True)
+def decide_then_learn(forest, tree, x, y, w):
+    """`decide`, then `learn`; returns the class decided on, or -1 if the pool is full."""
+    node = find_leaf(forest, tree, x)
+    leaf = forest.leaves[forest.nodes[node, ROW]]
+    bayes, common = _votes(forest, leaf, x)
+    answer = _answer(forest, leaf, bayes, common)
+    if w <= 0.0:
+        return answer
+    if not _has_room(forest, node, w):
+        return -1
+    _learn(forest, tree, node, x, y, w, bayes, common)
+    return answer
+
+
+@njit(cache=True)
+def reset(forest, tree):
+    """Make the tree untrained; its nodes return to the pool."""
+    free_tree(forest, tree)
+    forest.trees[tree, ROOT] = take_leaf(forest, tree, -1, 0)
+
+
+@njit(cache=True)
+def copy_tree(forest, source, target):
+    """Make tree ``target`` a copy of ``source``; False if the pool is full: nothing changed."""
+    trees, layout = forest.trees, forest.layout
+    if source == target:
+        return True
+    nodes = trees[source, NODES] - trees[target, NODES]
+    rows = trees[source, LEAVES] - trees[target, LEAVES]
+    if nodes > layout[FREE_NODES] or rows > layout[FREE_ROWS]:
+        return False
+    free_tree(forest, target)
+    copy_nodes(forest, source, target)
+    return True
+
+
+@njit(cache=True)
+def num_nodes(forest, tree):
+    """Number of nodes, leaves included."""
+    return forest.trees[tree, NODES]
+
+
+@njit(cache=True)
+def num_leaves(forest, tree):
+    """Number of leaves."""
+    return forest.trees[tree, LEAVES]
+
+
+@njit(cache=True)
+def _votes(forest, leaf, x):
+    """The classes of naive Bayes and of the majority; naive Bayes only where a rule needs it."""
+    layout = forest.layout
+    num_classes = layout[NUM_CLASSES]
+    if leaf[SEEN] == 0.0:
+        common = majority(leaf, layout[INHERITED], num_classes)
+        return common, common
+    common = majority(leaf, COUNTS, num_classes)
+    if layout[LEAF_RULE] == MAJORITY:
+        return common, common
+    score(leaf, layout, x, forest.scores)
+    return likeliest(forest.scores, num_classes), common
+
+
+@njit(cache=True)
+def _trusts_bayes(forest, leaf):
+    rule = forest.layout[LEAF_RULE]
+    return rule == BAYES or (rule == ADAPTIVE and leaf[BAYES_RIGHT] >= leaf[MAJORITY_RIGHT])
+
+
+@njit(cache=True)
+def _answer(forest, leaf, bayes, common):
+    return bayes if _trusts_bayes(forest, leaf) else common
+
+
+@njit(cache=True)
+def _probabilities(forest, node, x, proba):
+    """Fill ``proba`` and return the two votes."""
+    layout = forest.layout
+    num_classes = layout[NUM_CLASSES]
+    leaf = forest.leaves[forest.nodes[node, ROW]]
+    bayes, common = _votes(forest, leaf, x)
+    if leaf[SEEN] > 0.0 and _trusts_bayes(forest, leaf):
+        best = forest.scores[bayes]
+        for c in range(num_classes):
+            # Equal but for rounding means equal, here as in `likeliest`.
+            gap = forest.scores[c] - best
+            proba[c] = math.exp(gap) if abs(gap) > TIE else 1.0
+    else:
+        start = COUNTS if leaf[SEEN] > 0.0 else layout[INHERITED]
+        most = leaf[start + common]
+        for c in range(num_classes):
+            n = leaf[start + c]
+            proba[c] = n if abs(n - most) > TIE * most else most
+    total = 0.0
+    for c in range(num_classes):
+        total += proba[c]
+    for c in range(num_classes):
+        proba[c] = proba[c] / total if total > 0.0 else 1.0 / num_classes
+    return bayes, common
+
+
+@njit(cache=True)
+def _is_due(forest, node, w):
+    """Whether learning weight ``w`` at this leaf lets it try to split."""
+    layout = forest.layout
+    leaf = forest.leaves[forest.nodes[node, ROW]]
+    weight = forest.splits[node, WEIGHT] + w
+    return (
+        weight - leaf[LAST_ATTEMPT] >= forest.settings[GRACE]
+        and layout[TOTAL_LEAVES] < layout[LEAF_LIMIT]
+        and (layout[MAX_DEPTH] < 0 or forest.nodes[node, DEPTH] < layout[MAX_DEPTH])
+    )
+
+
+@njit(cache=True)
+def _has_room(forest, node, w):
+    """Whether the pool holds the children that learning this instance may make."""
+    if not _is_due(forest, node, w):
+        return True
+    layout = forest.layout
+    children = 2
+    if not layout[BINARY]:
+        for k in range(layout[NUM_NOMINAL]):
+            children = max(children, layout[COLUMNS + PER_COLUMN * k + VALUES])
+    return layout[FREE_NODES] >= children and layout[FREE_ROWS] >= children
+
+
+@njit(cache=True)
+def _learn(forest, tree, node, x, y, w, bayes, common):
+    leaf = forest.leaves[forest.nodes[node, ROW]]
+    due = _is_due(forest, node, w)
+    if leaf[SEEN] > 0.0:
+        if bayes == y:
+            leaf[BAYES_RIGHT] += w
+        if common == y:
+            leaf[MAJORITY_RIGHT] += w
+    update(leaf, forest.layout, x, y, w)
+    add_weight(forest, node, w)
+    if due and leaf[COUNTS + y] < leaf[SEEN]:
+        leaf[LAST_ATTEMPT] = forest.splits[node, WEIGHT]
+        try_split(forest, tree, node)

@@ -1,0 +1,177 @@
+"""Nodes of the trees: sorting an instance to its leaf, taking and freeing nodes."""
+
+import math
+
+from numba import njit
+
+from moeapps.streams.forest_state import (
+    BASES,
+    CLASS_ROOM,
+    DEPTH,
+    FEATURE,
+    FREE,
+    FREE_NODE,
+    FREE_NODES,
+    FREE_ROW,
+    FREE_ROWS,
+    KIND,
+    LEAF,
+    LEAVES,
+    LEFT,
+    MULTIWAY,
+    NEXT,
+    NODES,
+    NUMERIC,
+    PARENT,
+    RIGHT,
+    ROOT,
+    ROW,
+    THRESHOLD,
+    TOTAL_LEAVES,
+    WEIGHT,
+)
+
+
+@njit(cache=True)
+def find_leaf(forest, tree, x):
+    """The leaf of ``x``; where the value a split asks for is missing, along the heavier branch."""
+    nodes, splits = forest.nodes, forest.splits
+    node = forest.trees[tree, ROOT]
+    while nodes[node, KIND] != LEAF:
+        value = x[nodes[node, FEATURE]]
+        kind = nodes[node, KIND]
+        if value != value:
+            node = _heaviest_child(forest, node)
+        elif kind == NUMERIC:
+            node = nodes[node, LEFT if value <= splits[node, THRESHOLD] else RIGHT]
+        elif kind == MULTIWAY:
+            node = _branch(forest, node, value)
+        else:
+            node = nodes[node, LEFT if value == splits[node, THRESHOLD] else RIGHT]
+    return node
+
+
+@njit(cache=True)
+def _heaviest_child(forest, node):
+    best, most = forest.nodes[node, LEFT], -1.0
+    child = best
+    while child >= 0:
+        if forest.splits[child, WEIGHT] > most:
+            best, most = child, forest.splits[child, WEIGHT]
+        child = forest.nodes[child, NEXT]
+    return best
+
+
+@njit(cache=True)
+def _branch(forest, node, value):
+    """The child of a value; for a value that came after the split, the heaviest."""
+    child = forest.nodes[node, LEFT]
+    while child >= 0 and value > 0.0:
+        child = forest.nodes[child, NEXT]
+        value -= 1.0
+    return child if child >= 0 and value == 0.0 else _heaviest_child(forest, node)
+
+
+@njit(cache=True)
+def take_leaf(forest, tree, parent, depth):
+    """A fresh leaf from the free lists, which must not be empty."""
+    nodes, leaves, layout = forest.nodes, forest.leaves, forest.layout
+    node, row = layout[FREE_NODE], layout[FREE_ROW]
+    layout[FREE_NODE] = nodes[node, NEXT]
+    layout[FREE_ROW] = int(leaves[row, 0])  # a free row holds the number of the next one
+    layout[FREE_NODES] -= 1
+    layout[FREE_ROWS] -= 1
+    layout[TOTAL_LEAVES] += 1
+    forest.trees[tree, NODES] += 1
+    forest.trees[tree, LEAVES] += 1
+    nodes[node] = -1
+    nodes[node, KIND] = LEAF
+    nodes[node, PARENT] = parent
+    nodes[node, DEPTH] = depth
+    nodes[node, ROW] = row
+    forest.splits[node] = 0.0
+    leaves[row] = 0.0
+    leaves[row, layout[BASES] : layout[BASES] + layout[CLASS_ROOM]] = -math.inf
+    return node
+
+
+@njit(cache=True)
+def free_row(forest, tree, node):
+    """Give back the statistics of a leaf."""
+    layout, row = forest.layout, forest.nodes[node, ROW]
+    forest.leaves[row, 0] = layout[FREE_ROW]
+    layout[FREE_ROW] = row
+    layout[FREE_ROWS] += 1
+    layout[TOTAL_LEAVES] -= 1
+    forest.trees[tree, LEAVES] -= 1
+    forest.nodes[node, ROW] = -1
+
+
+@njit(cache=True)
+def free_tree(forest, tree):
+    """Give back all nodes of a tree, children before parents."""
+    nodes, layout = forest.nodes, forest.layout
+    node = forest.trees[tree, ROOT]
+    while node >= 0:
+        child = nodes[node, LEFT]
+        if child >= 0:
+            nodes[node, LEFT] = nodes[child, NEXT]  # take the first child off the chain
+            node = child
+            continue
+        if nodes[node, KIND] == LEAF:
+            free_row(forest, tree, node)
+        parent = nodes[node, PARENT]
+        nodes[node, KIND] = FREE
+        nodes[node, NEXT] = layout[FREE_NODE]
+        layout[FREE_NODE] = node
+        layout[FREE_NODES] += 1
+        node = parent
+    forest.trees[tree, NODES] = 0
+
+
+@njit(cache=True)
+def copy_nodes(forest, source, target):
+    """Rebuild tree ``source`` as tree ``target``, which must be empty; both walked in step."""
+    nodes = forest.nodes
+    a = forest.trees[source, ROOT]
+    b = _copy_node(forest, a, target, -1)
+    forest.trees[target, ROOT] = b
+    while True:
+        if nodes[a, LEFT] >= 0:
+            a = nodes[a, LEFT]
+            parent = b
+            b = _copy_node(forest, a, target, parent)
+            nodes[parent, LEFT] = b
+            continue
+        while a >= 0 and nodes[a, NEXT] < 0:
+            a, b = nodes[a, PARENT], nodes[b, PARENT]
+        if a < 0:
+            return
+        a = nodes[a, NEXT]
+        parent = nodes[b, PARENT]
+        sibling = b
+        b = _copy_node(forest, a, target, parent)
+        nodes[sibling, NEXT] = b
+        nodes[parent, RIGHT] = b
+
+
+@njit(cache=True)
+def _copy_node(forest, node, tree, parent):
+    nodes = forest.nodes
+    copy = take_leaf(forest, tree, parent, nodes[node, DEPTH])
+    forest.splits[copy] = forest.splits[node]
+    if nodes[node, KIND] == LEAF:
+        forest.leaves[nodes[copy, ROW]] = forest.leaves[nodes[node, ROW]]
+    else:
+        free_row(forest, tree, copy)
+        nodes[copy, KIND] = nodes[node, KIND]
+        nodes[copy, FEATURE] = nodes[node, FEATURE]
+    return copy
+
+
+@njit(cache=True)
+def add_weight(forest, node, w):
+    """Count ``w`` at a leaf and all nodes above it."""
+    while node >= 0:
+        forest.splits[node, WEIGHT] += w
+        node = forest.nodes[node, PARENT]
