@@ -11,6 +11,7 @@ _NAMES = {
     "card": "moeapps.streams.datasets",
     "list_datasets": "moeapps.streams.datasets",
     "load": "moeapps.streams.datasets",
+    "load_csv": "moeapps.streams.datasets",
 }
 
 __all__ = [*_NAMES]

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from moeapps.data.card import DatasetCard
 from moeapps.errors import ArgumentError, MissingExtraError, UnknownNameError
+from moeapps.streams.datasets.own_csv import load_csv
 
 if TYPE_CHECKING:
     from moeapps.streams.datasets.stream import Stream
 
-__all__ = ["DATASETS", "card", "list_datasets", "load"]
+__all__ = ["DATASETS", "card", "list_datasets", "load", "load_csv"]
 
 _HERE = "moeapps.streams.datasets"
 
@@ -38,7 +39,25 @@ GENERATORS: dict[str, str] = {
     "agrawal_g": f"{_HERE}.agrawal",
 }
 # Name -> module with ``CARDS`` and ``load``.
-READERS: dict[str, str] = {}
+READERS: dict[str, str] = {
+    "electricity": f"{_HERE}.csv_sets",
+    "electricity_8": f"{_HERE}.csv_sets",
+    "weather": f"{_HERE}.csv_sets",
+    "covertype": f"{_HERE}.covertype",
+    "airlines": f"{_HERE}.arff_sets",
+    "gmsc": f"{_HERE}.arff_sets",
+    "insects_abrupt_balanced": f"{_HERE}.insects",
+    "insects_abrupt_imbalanced": f"{_HERE}.insects",
+    "insects_gradual_balanced": f"{_HERE}.insects",
+    "insects_gradual_imbalanced": f"{_HERE}.insects",
+    "insects_incremental_abrupt_balanced": f"{_HERE}.insects",
+    "insects_incremental_reoccurring_balanced": f"{_HERE}.insects",
+    "insects_incremental_balanced": f"{_HERE}.insects",
+    "bananas": f"{_HERE}.bundled",
+    "image_segments": f"{_HERE}.bundled",
+    "phishing": f"{_HERE}.bundled",
+    "shuttle": f"{_HERE}.bundled",
+}
 DATASETS = GENERATORS | READERS
 
 

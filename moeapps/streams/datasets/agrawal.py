@@ -4,6 +4,7 @@ import numpy as np
 from numba import njit
 
 from moeapps.data.card import DatasetCard
+from moeapps.errors import ArgumentError
 from moeapps.streams.datasets.drift import CONCEPT, concept_at, schedule, stream_key
 from moeapps.streams.datasets.generated import LENGTH, generated
 from moeapps.streams.datasets.stream import Stream
@@ -12,7 +13,7 @@ from moeapps.streams.random_draws import uniform
 FEATURES = (
     "salary", "commission", "age", "elevel", "car", "zipcode", "hvalue", "hyears", "loan",
 )  # fmt: skip
-FUNCTIONS = np.array([1, 2, 3, 4])  # rule of each concept, in the paper's numbering
+FUNCTIONS = np.array([1, 2, 1, 4])  # rule of each concept, in the paper's numbering
 
 _SALARY, _COMMISSION, _AGE, _ELEVEL, _CAR, _ZIPCODE, _HVALUE, _HYEARS, _LOAN = range(9)
 _FIRST, _SHIFTS = CONCEPT + 1, CONCEPT + 10
@@ -37,13 +38,19 @@ def load(
         length: Instances over which the concepts are spread.
         perturbation: After the label is known every number is moved by up to this share of its
             range, and clipped to the range.
-        function: Rule 1..10 of the stream without drift. With drift it is 1, 2, 3, 4 in turn.
+        function: Rule 1..10 of the stream without drift. With drift it is 1, 2, 1, 4 in turn, the
+            rules of the streams AGR_a and AGR_g of the adaptive random forest paper.
+
+    Raises:
+        ArgumentError: There is no such rule.
 
     Notes:
         The paper perturbs the house value within the range of its zip code, and so does this.
         MOA and river use a fixed range for it. Rule 5 is theirs: it asks for a salary of 200,000
         or more where the paper asks for such a loan, which nobody between 40 and 60 has.
     """
+    if not 1 <= function <= 10:
+        raise ArgumentError(f"function={function} is no rule of the paper. Choose 1..10.")
     changes = schedule(_KINDS[card.name], length=length)
     key = stream_key(card.name, seed)
     functions = FUNCTIONS if len(changes.positions) else np.array([function])
