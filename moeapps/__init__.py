@@ -16,7 +16,10 @@ from moeapps.registry import create_model, list_models, model_info
 __version__ = "0.1.0"
 __all__ = ["__version__", "create_model", "list_models", "model_info"]
 
-_SUBPACKAGES = ("data", "errors", "gating", "graphs", "kernels", "plots", "testing", "training")
+_SUBPACKAGES = (
+    *("data", "errors", "gating", "graphs", "kernels", "plots"),
+    *("recsys", "streams", "testing", "training"),
+)
 _LAZY = {"load_model": "moeapps.training.export"}
 
 

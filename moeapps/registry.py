@@ -5,7 +5,8 @@ import importlib
 from dataclasses import dataclass, field
 from typing import Any
 
-from moeapps.errors import MissingExtraError, UnknownNameError
+from moeapps.errors import UnknownNameError
+from moeapps.lazy import needs_extra
 
 
 @dataclass(frozen=True)
@@ -159,10 +160,5 @@ def create_model(name: str, **arguments: Any) -> Any:
     """
     entry = model_info(name)
     module_name, _, attribute = entry.target.partition(":")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] == "moeapps":
-            raise
-        raise MissingExtraError(entry.domain, str(error.name).replace("_", "-")) from error
-    return getattr(module, attribute)(**arguments)
+    with needs_extra(entry.domain):
+        return getattr(importlib.import_module(module_name), attribute)(**arguments)

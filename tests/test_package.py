@@ -11,7 +11,17 @@ import moeapps
 from moeapps.errors import MissingExtraError, UnknownNameError
 from moeapps.registry import MODELS, create_model, list_models, model_info
 
-HEAVY = ("torch", "lightning", "torch_geometric", "numpy", "scipy", "matplotlib", "pandas")
+HEAVY = (
+    "torch",
+    "lightning",
+    "torch_geometric",
+    "numpy",
+    "scipy",
+    "matplotlib",
+    "pandas",
+    "numba",
+    "river",
+)
 
 
 def run_python(code: str) -> str:
@@ -21,7 +31,12 @@ def run_python(code: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "module", ["moeapps", "moeapps.registry", "moeapps.errors", "moeapps.graphs"]
+    "module",
+    [
+        *("moeapps", "moeapps.registry", "moeapps.errors", "moeapps.graphs"),
+        "moeapps.recsys",
+        "moeapps.streams",
+    ],
 )
 def test_import_loads_nothing_heavy(module):
     code = f"import sys, {module}; print([m for m in {HEAVY} if m in sys.modules])"
@@ -81,3 +96,12 @@ def test_missing_extra_names_the_command(monkeypatch):
 def test_unknown_attribute_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'grafs'"):
         _ = moeapps.grafs
+
+
+def test_a_config_without_its_extra_names_the_command(monkeypatch):
+    from moeapps.training.classes import import_class
+
+    monkeypatch.delitem(sys.modules, "moeapps.graphs.datamodules", raising=False)
+    monkeypatch.setitem(sys.modules, "torch_geometric.utils", None)
+    with pytest.raises(MissingExtraError, match=r'pip install "moeapps\[graphs\]"'):
+        import_class("moeapps.graphs.datamodules.NodeData")

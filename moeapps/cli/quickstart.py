@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moeapps.errors import ConfigError, RunFolderError, UnknownNameError
+from moeapps.lazy import needs_extra
 
 if TYPE_CHECKING:
     from moeapps.training.report import Section
@@ -90,10 +91,10 @@ def run(options: argparse.Namespace) -> int:
     parts = {}
     with quiet():
         for name in names:
-            module = importlib.import_module(PARTS[name])
-            parts[name] = module.run(
-                seeds=seeds, fast=options.fast, say=lambda text: out.print(text, markup=False)
-            )
+            with needs_extra(name):
+                parts[name] = importlib.import_module(PARTS[name]).run(
+                    seeds=seeds, fast=options.fast, say=lambda text: out.print(text, markup=False)
+                )
     for part in parts.values():
         console().print(_terminal_table(part))
         console().print(part.reading, markup=False)

@@ -1,7 +1,6 @@
 """Mixtures of experts on graphs. Names load on first use, so importing this costs nothing."""
 
-import importlib
-from typing import Any
+from moeapps.lazy import lazy_names
 
 _NAMES = {
     "CSRNeighborSampler": "moeapps.graphs.sampling",
@@ -30,12 +29,4 @@ _NAMES = {
 
 __all__ = [*_NAMES]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_NAMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_NAMES])
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

@@ -1,7 +1,6 @@
 """Figures. Every function takes arrays and returns a :class:`matplotlib.figure.Figure`."""
 
-import importlib
-from typing import Any
+from moeapps.lazy import lazy_names
 
 _NAMES = {
     "accuracy_by_confidence": "moeapps.plots.experts",
@@ -15,12 +14,4 @@ _NAMES = {
 
 __all__ = [*_NAMES]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _NAMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_NAMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *_NAMES])
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)

@@ -4,10 +4,10 @@ A configuration is data. It may come from a stranger, so naming a class must not
 other code: only moeapps, PyTorch's optimisers and Lightning can be named.
 """
 
-import importlib
 from typing import Any
 
 from moeapps.errors import ConfigError
+from moeapps.lazy import import_part
 
 ALLOWED_PREFIXES = ("moeapps.", "torch.optim.", "lightning.pytorch.")
 
@@ -44,6 +44,7 @@ def import_class(class_path: str, *, where: str = "class_path") -> type[Any]:
 
     Raises:
         ConfigError: If the path is not allowed, does not exist or is not a class.
+        MissingExtraError: If a package that its domain needs is not installed.
 
     Example:
         >>> import_class("torch.optim.AdamW").__name__
@@ -52,7 +53,7 @@ def import_class(class_path: str, *, where: str = "class_path") -> type[Any]:
     check_class_path(class_path, where=where)
     module_name, _, name = class_path.rpartition(".")
     try:
-        found = getattr(importlib.import_module(module_name), name)
+        found = getattr(import_part(module_name), name)
     except ModuleNotFoundError as error:
         if error.name is None or not module_name.startswith(error.name):
             raise  # the class exists; a package it needs does not

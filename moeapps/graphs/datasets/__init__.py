@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moeapps.data.card import DatasetCard
-from moeapps.errors import ArgumentError, MissingExtraError, UnknownNameError
+from moeapps.errors import ArgumentError, UnknownNameError
+from moeapps.lazy import needs_extra
 
 if TYPE_CHECKING:
     from torch_geometric.data import Data
@@ -138,12 +139,8 @@ def load(
             f"{known.name} does not take {', '.join(unknown)}. "
             f"It takes {', '.join(takes) or 'no further arguments'}."
         )
-    try:
+    with needs_extra("graphs"):
         return read(known, root=root, split=split, download=download, **args)
-    except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] in ("torch_geometric", "scipy"):
-            raise MissingExtraError("graphs", error.name.split(".")[0].replace("_", "-")) from error
-        raise
 
 
 def _canonical(name: str) -> str:
