@@ -56,7 +56,7 @@ def schedule(kind: str, *, length: int = LENGTH, changes: int = 3) -> Schedule:
     if kind not in KINDS:
         raise UnknownNameError("drift", kind, KINDS)
     if kind == "none":
-        return Schedule(np.empty(0), 1.0)
+        return Schedule(np.empty(0), 0.0)
     width = float(ABRUPT_WIDTH) if kind == "abrupt" else length / 20
     if length / (changes + 1) < 2 * width:
         least = 2 * ABRUPT_WIDTH * (changes + 1)

@@ -109,5 +109,6 @@ def generated(
 
     return Stream(
         card, rows, count, feature_names=feature_names, class_names=range(num_classes),
-        values=values, drifts=[int(p) for p in changes.positions if p < count], seed=seed,
+        values=values, drifts=[int(p) for p in changes.positions if p < count],
+        drift_width=changes.width, seed=seed,
     )  # fmt: skip

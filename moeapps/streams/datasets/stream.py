@@ -23,7 +23,9 @@ class Stream:
         feature_names: One per column.
         class_names: One label per class index; dicts come with these.
         values: Nominal columns: index -> its values in the order of their codes 0, 1, ...
-        drifts: Instances at which the concept changes, where that is known.
+        drifts: Instances at which the concept changes, where that is known; the middle of a gradual
+            change.
+        drift_width: Instances that a change takes.
         seed: Of a generated stream.
 
     Notes:
@@ -50,6 +52,7 @@ class Stream:
         class_names: Sequence[Any],
         values: Mapping[int, Sequence[str]] | None = None,
         drifts: Sequence[int] = (),
+        drift_width: float = 0.0,
         seed: int | None = None,
     ) -> None:
         self.card = card
@@ -57,6 +60,7 @@ class Stream:
         self.class_names = tuple(class_names)
         self.values = {j: tuple(names) for j, names in sorted((values or {}).items())}
         self.drifts = tuple(int(position) for position in drifts)
+        self.drift_width = drift_width
         self.seed = seed
         self._rows = rows
         self._length = length
@@ -73,6 +77,10 @@ class Stream:
 
     def __len__(self) -> int:
         return self._length
+
+    def rows(self, start: int, stop: int) -> Rows:
+        """Features and class indices of the instances ``start`` to ``stop - 1``."""
+        return self._rows(start, stop)
 
     @cached_property
     def _all(self) -> Rows:
