@@ -140,7 +140,7 @@ def new_forest(
     Example:
         >>> forest = new_forest(2, num_numeric=3, num_values=[2, 5], num_classes=4)
         >>> forest.trees.shape, forest.leaves.shape
-        ((2, 4), (2, 164))
+        ((2, 4), (2, 152))
     """
     _check(grace_period, delta, tau, leaf_prediction, num_bins, max_leaves, subspace)
     layout = np.zeros(COLUMNS + PER_COLUMN * len(num_values), np.int64)
