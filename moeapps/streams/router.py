@@ -57,7 +57,8 @@ class Router:
     ``zscore`` the inputs are standardised by the mean and variance of the rows before them.
 
     Args:
-        num_inputs: ``D``.
+        num_numeric: Numeric inputs.
+        num_nominal: Nominal inputs, which follow and enter as their codes.
         num_outputs: ``K``.
         hidden: ``H``; the second hidden layer is half as wide.
         batch_size: ``B``.
@@ -76,7 +77,7 @@ class Router:
 
     Example:
         >>> rows = np.array([[0.0, 1.0], [1.0, 0.0], [4.0, 1.0]])
-        >>> router = Router(2, 3, batch_size=2, seed=1)
+        >>> router = Router(2, 0, 3, batch_size=2, seed=1)
         >>> logits = router.take(rows[:2])
         >>> router.teach(np.array([[1, 0, 0], [0, 1, 0]]))
         >>> router.steps, router.room, router.logits(rows).shape
@@ -85,7 +86,8 @@ class Router:
 
     def __init__(
         self,
-        num_inputs: int,
+        num_numeric: int,
+        num_nominal: int,
         num_outputs: int,
         *,
         hidden: int = 256,
@@ -102,16 +104,17 @@ class Router:
             )
         if not 0 <= dropout < 1:
             raise ArgumentError(f"dropout={dropout} is not in [0, 1). Choose 0 to drop nothing.")
-        self.num_inputs, self.num_outputs, self.hidden = num_inputs, num_outputs, hidden
+        self.num_numeric, self.num_nominal = num_numeric, num_nominal
+        self.num_outputs, self.hidden = num_outputs, hidden
         self.batch_size, self.lr, self.dropout = batch_size, lr, dropout
         self.zscore, self.seed = zscore, seed
         self.steps = 0
         self.filled = 0  # rows of the mini-batch that have their targets
         self.taken = 0  # rows after those that wait for theirs
-        self.scaler = np.zeros((3, num_inputs))
+        self.scaler = np.zeros((3, self.num_inputs))
         rng = np.random.default_rng(seed)
         start = Layers(
-            w1=_xavier(rng, num_inputs, hidden),
+            w1=_xavier(rng, self.num_inputs, hidden),
             b1=np.zeros(hidden),
             w2=_xavier(rng, hidden, hidden // 2),
             b2=np.zeros(hidden // 2),
@@ -120,6 +123,11 @@ class Router:
         )
         self._pack([start])
         self._new_batch()
+
+    @property
+    def num_inputs(self) -> int:
+        """``D``."""
+        return self.num_numeric + self.num_nominal
 
     @property
     def room(self) -> int:
@@ -206,38 +214,35 @@ class Router:
         return keep
 
     def grow(
-        self, num_inputs: int, num_outputs: int, *, at: int | None = None, target: float = 0.0
+        self, num_numeric: int, num_nominal: int, num_outputs: int, *, target: float = 0.0
     ) -> None:
-        """Take more inputs or outputs.
+        """Take more inputs, numeric ones before nominal ones, or more outputs.
 
         Args:
-            num_inputs: The new ``D``.
+            num_numeric: The new number of numeric inputs.
+            num_nominal: The new number of nominal inputs.
             num_outputs: The new ``K``.
-            at: Column before which the new inputs stand; after all by default.
             target: Of new outputs for rows already in the mini-batch.
         """
-        at = self.num_inputs if at is None else at
-        inputs, outputs = num_inputs - self.num_inputs, num_outputs - self.num_outputs
-
-        def insert(a: np.ndarray, axis: int) -> np.ndarray:
-            return np.insert(a, [at] * inputs, 0, axis=axis)
-
-        old = [self._layers(row) for row in self.parameters]
+        numeric, nominal = num_numeric - self.num_numeric, num_nominal - self.num_nominal
+        outputs = num_outputs - self.num_outputs
+        if not (numeric or nominal or outputs):
+            return
+        places = [self.num_numeric] * numeric + [self.num_numeric + self.num_nominal] * nominal
         w3 = self._output_columns(self.num_outputs, outputs, total=num_outputs)
         grown = [
             layers._replace(
-                w1=insert(layers.w1, 0),
+                w1=np.insert(layers.w1, places, 0, axis=0),
                 w3=np.hstack([layers.w3, w3 if row == WEIGHTS else np.zeros_like(w3)]),
                 b3=np.append(layers.b3, np.zeros(outputs)),
             )
-            for row, layers in enumerate(old)
+            for row, layers in enumerate(map(self._layers, self.parameters))
         ]
-        x = insert(self.batch.x[: self.filled], 1)
-        m = np.pad(
-            self.batch.m[: self.filled], ((0, 0), (0, outputs)), constant_values=np.float32(target)
-        )
-        self.scaler = insert(self.scaler, 1)
-        self.num_inputs, self.num_outputs = num_inputs, num_outputs
+        x = np.insert(self.batch.x[: self.filled], places, 0, axis=1)
+        m = np.insert(self.batch.m[: self.filled], [self.num_outputs] * outputs, target, axis=1)
+        self.scaler = np.insert(self.scaler, places, 0, axis=1)
+        self.num_numeric, self.num_nominal = num_numeric, num_nominal
+        self.num_outputs = num_outputs
         self._pack(grown)
         self._new_batch()
         self._refill(x, m)
@@ -258,6 +263,18 @@ class Router:
         self.scaler[...] = state["scaler"]
         self.steps = int(state["steps"])
         self._refill(state["x"], state["m"])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without working memory."""
+        kept = {k: v for k, v in vars(self).items() if k not in ("batch", "_gradient")}
+        return kept | {"waiting": (self.batch.x[: self.filled], self.batch.m[: self.filled])}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        waiting = state.pop("waiting")
+        self.__dict__.update(state)
+        self._gradient = np.zeros_like(self.parameters[WEIGHTS])
+        self._new_batch()
+        self._refill(*waiting)
 
     def _refill(self, x: np.ndarray, m: np.ndarray) -> None:
         self.filled = len(x)

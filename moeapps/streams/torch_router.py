@@ -22,7 +22,7 @@ class TorchRouter(Router):
 
     Example:
         >>> rows = np.array([[0.0, 1.0], [1.0, 0.0], [4.0, 1.0]])
-        >>> router, same = TorchRouter(2, 3, seed=1), Router(2, 3, seed=1)
+        >>> router, same = TorchRouter(2, 0, 3, seed=1), Router(2, 0, 3, seed=1)
         >>> bool(np.allclose(router.logits(rows), same.logits(rows)))
         True
     """

@@ -1,5 +1,7 @@
 """The router: equal to torch's, and a row's score depends on nothing but the row."""
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ TARGETS = np.random.default_rng(1).random((400, 4)) < 0.6
 
 
 def new_router(kind=Router, **changes):
-    return kind(5, 4, **({"hidden": 16, "batch_size": 8, "seed": 3} | changes))
+    return kind(5, 0, 4, **({"hidden": 16, "batch_size": 8, "seed": 3} | changes))
 
 
 def feed(router, rows=ROWS, targets=TARGETS, chunk=1000):
@@ -129,18 +131,36 @@ def test_new_inputs_change_nothing_until_they_teach():
     router = new_router()
     feed(router, ROWS[:101], TARGETS[:101])
     before = router.logits(ROWS)
-    router.grow(7, 4, at=2)
-    wide = np.insert(ROWS, [2, 2], np.random.default_rng(2).random((400, 2)), axis=1)
+    router.grow(7, 1, 4)
+    wide = np.insert(ROWS, [5, 5, 5], np.random.default_rng(2).random((400, 3)), axis=1)
     np.testing.assert_allclose(router.logits(wide), before, atol=1e-5)
     feed(router, wide[101:], TARGETS[101:])
-    assert np.abs(router.weights.w1[2:4]).min(1).max() > 0
+    assert np.abs(router.weights.w1[5:]).max(1).min() > 0
+
+
+def test_new_numeric_inputs_stand_before_the_nominal_ones():
+    mixed = Router(2, 3, 4, hidden=16, batch_size=8, seed=3)
+    feed(mixed, ROWS[:101], TARGETS[:101])
+    before = mixed.logits(ROWS)
+    mixed.grow(3, 3, 4)
+    np.testing.assert_allclose(mixed.logits(np.insert(ROWS, 2, 1.0, axis=1)), before, atol=1e-5)
+
+
+def test_pickled_router_goes_on_bit_for_bit_without_working_memory():
+    router = new_router(batch_size=64)
+    feed(router, ROWS[:101], TARGETS[:101])
+    stored = pickle.dumps(router)
+    other = pickle.loads(stored)
+    a, b = feed(router, ROWS[101:], TARGETS[101:]), feed(other, ROWS[101:], TARGETS[101:])
+    assert (a == b).all()
+    assert len(stored) < router.parameters.nbytes + 37 * (5 + 4) * 4 + 2_000
 
 
 def test_new_outputs_leave_the_old_ones_alone():
     router = new_router()
     feed(router, ROWS[:101], TARGETS[:101])
     before = router.logits(ROWS)
-    router.grow(5, 6, target=1.0)
+    router.grow(5, 0, 6, target=1.0)
     after = router.logits(ROWS)
     np.testing.assert_allclose(after[:, :4], before, atol=1e-6)
     assert np.abs(after[:, 4:]).max() > 0
@@ -157,7 +177,7 @@ def test_warm_start_takes_the_weights_of_another_router():
     fresh.scaler[...] = taught.scaler
     assert (fresh.logits(ROWS) == taught.logits(ROWS)).all()
     with pytest.raises(ArgumentError, match="same width"):
-        fresh.set_weights(Router(4, 4, hidden=16).weights)
+        fresh.set_weights(Router(4, 0, 4, hidden=16).weights)
 
 
 def test_forgetting_makes_every_step_adams_first():
@@ -209,6 +229,6 @@ def test_torch_router_chooses_as_the_compiled_one():
 
 def test_senseless_arguments_are_refused():
     with pytest.raises(ArgumentError, match="hidden=1"):
-        Router(2, 2, hidden=1)
+        Router(2, 0, 2, hidden=1)
     with pytest.raises(ArgumentError, match="dropout=1"):
-        Router(2, 2, dropout=1.0)
+        Router(2, 0, 2, dropout=1.0)

@@ -1,0 +1,158 @@
+"""Clusters of a sample of a stream, their number chosen by silhouette."""
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+from numba import njit
+
+from moeapps.errors import ArgumentError, UnknownNameError
+
+KINDS = ("kmeans", "gmm")
+# Principal components with less than this share of the largest variance are rounding.
+LEAST_VARIANCE = 1e-9
+
+
+class Clusters:
+    r"""Mixture of Gaussians in a whitened space; k-means is the one with unit covariances.
+
+    .. math:: c(x) = \arg\max_c \; b_c - \tfrac12 \lVert (u - \mu_c) A_c \rVert^2, \quad
+        u = (x - \bar x)\, W
+
+    where ``W`` standardises the columns and whitens their principal components.
+
+    Args:
+        centre: ``[D]`` :math:`\bar x`; also stands in for missing values.
+        whitening: ``[D, U]`` ``W``.
+        means: ``[C, U]``.
+        roots: ``[C, U, U]`` ``A``, with :math:`A A^T` the inverse covariance.
+        offsets: ``[C]`` ``b``: logarithms of weight and height.
+
+    Example:
+        >>> rows = np.array([[0.0], [0.1], [0.2], [9.0], [9.1], [9.2]])
+        >>> clusters = Clusters.fit(rows, "kmeans", most=3, seed=0)
+        >>> clusters.count, clusters.of(rows).tolist() in ([0, 0, 0, 1, 1, 1], [1, 1, 1, 0, 0, 0])
+        (2, True)
+    """
+
+    def __init__(
+        self,
+        centre: np.ndarray,
+        whitening: np.ndarray,
+        means: np.ndarray,
+        roots: np.ndarray,
+        offsets: np.ndarray,
+    ) -> None:
+        self.centre, self.whitening = centre, whitening
+        self.means, self.roots, self.offsets = means, roots, offsets
+
+    @classmethod
+    def fit(cls, sample: np.ndarray, kind: str, *, most: int, seed: int) -> Self:
+        """The best of 2 to ``most`` clusters by mean silhouette.
+
+        Args:
+            sample: ``[N, D]``.
+            kind: ``"kmeans"`` or ``"gmm"`` (full covariances).
+            most: Largest number of clusters to try.
+            seed: Of the starts of the clustering.
+
+        Raises:
+            ArgumentError: The sample has less than three different rows.
+        """
+        from sklearn.decomposition import PCA
+        from sklearn.metrics import silhouette_score
+
+        if kind not in KINDS:
+            raise UnknownNameError("clustering", kind, KINDS)
+        known = np.isfinite(sample)
+        count = np.maximum(known.sum(0), 1)
+        centre = np.where(known, sample, 0).sum(0) / count
+        moved = np.where(known, sample - centre, 0)
+        sd = np.sqrt((moved**2).sum(0) / count)
+        scale = np.divide(1, sd, out=np.zeros_like(sd), where=sd > 0)
+        pca = PCA(svd_solver="full").fit(moved * scale)
+        variance = pca.explained_variance_
+        kept = variance > LEAST_VARIANCE * max(variance[0], LEAST_VARIANCE)
+        whitening = scale[:, None] * (pca.components_[kept].T / np.sqrt(variance[kept]))
+        whitened = moved @ whitening
+        different = len(np.unique(whitened, axis=0))
+        if different < 3:
+            raise ArgumentError(
+                f"The sample has {different} different row(s); two clusters need at least 3. "
+                "Raise buffer_share or sample_share."
+            )
+        best, model = -np.inf, None
+        for k in range(2, min(most, different - 1) + 1):
+            tried = _model(kind, k, seed)
+            labels = tried.fit_predict(whitened)
+            if len(np.unique(labels)) < 2:
+                continue
+            score = silhouette_score(whitened, labels)
+            if score > best:
+                best, model = score, tried
+        assert model is not None
+        if kind == "kmeans":
+            means = model.cluster_centers_.astype(float)
+            roots = np.broadcast_to(np.eye(means.shape[1]), (len(means), *[means.shape[1]] * 2))
+            offsets = np.zeros(len(means))
+        else:
+            means, roots = model.means_, model.precisions_cholesky_
+            heights = np.log(np.diagonal(roots, axis1=1, axis2=2)).sum(1)
+            offsets = np.log(model.weights_) + heights
+        return cls(centre, whitening, means, np.ascontiguousarray(roots), offsets)
+
+    @property
+    def count(self) -> int:
+        """Number of clusters."""
+        return len(self.means)
+
+    def of(self, rows: np.ndarray) -> np.ndarray:
+        """Cluster of each row ``[N]``."""
+        clusters = np.empty(len(rows), np.int64)
+        _assign(rows, self.centre, self.whitening, self.means, self.roots, self.offsets, clusters)
+        return clusters
+
+    def state(self) -> dict[str, np.ndarray]:
+        """The arguments to make it again."""
+        return dict(vars(self))
+
+    @classmethod
+    def restore(cls, state: Mapping[str, Any]) -> Self:
+        """The clusters whose `state` this is."""
+        return cls(**state)
+
+
+def _model(kind: str, k: int, seed: int) -> Any:
+    from sklearn.cluster import KMeans
+    from sklearn.mixture import GaussianMixture
+
+    if kind == "kmeans":
+        return KMeans(k, n_init=10, random_state=seed)
+    return GaussianMixture(k, covariance_type="full", random_state=seed)
+
+
+@njit(cache=True)
+def _assign(rows, centre, whitening, means, roots, offsets, clusters):  # type: ignore[no-untyped-def]
+    """Row by row, so that a row's cluster depends on nothing but the row."""
+    width = whitening.shape[1]
+    white = np.empty(width)
+    for n in range(rows.shape[0]):
+        white[:] = 0.0
+        for j in range(rows.shape[1]):
+            moved = rows[n, j] - centre[j]
+            if np.isfinite(moved):
+                for u in range(width):
+                    white[u] += moved * whitening[j, u]
+        best = -np.inf
+        clusters[n] = 0
+        for c in range(means.shape[0]):
+            distance = 0.0
+            for v in range(width):
+                part = 0.0
+                for u in range(width):
+                    part += (white[u] - means[c, u]) * roots[c, u, v]
+                distance += part * part
+            score = offsets[c] - 0.5 * distance
+            if score > best:
+                best = score
+                clusters[n] = c
