@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from moeapps.errors import MoeappsError
 
 # Commands in the order of ``--help``. Each module has ``register(subparsers)``.
-COMMANDS = ("quickstart", "train", "list_models", "info", "data", "doctor", "report", "export")
+COMMANDS = (
+    "quickstart", "train", "stream", "list_models", "info", "data", "doctor", "report", "export",
+)  # fmt: skip
 FAILED, INTERRUPTED = 2, 130
 
 

@@ -47,8 +47,12 @@ def make_report(run: "RunFolder") -> "Report":
     """The report of a run, from its files."""
     from moeapps.training.report import Picture, Report, Section, Table
 
-    facts, metrics, results = run.read_report(), run.read_metrics(), run.read_results()
     config = run.read_config()
+    if config.get("command") == "stream":
+        from moeapps.cli import stream_report
+
+        return stream_report.make_report(run, config)
+    facts, metrics, results = run.read_report(), run.read_metrics(), run.read_results()
     model, dataset = facts.get("model", run.path.parent.name), facts.get("dataset", "")
     made = " (synthetic data)" if facts.get("synthetic") else ""
     title = f"{model} on {dataset}{made}" if dataset else str(model)

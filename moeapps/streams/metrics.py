@@ -113,9 +113,8 @@ class References:
 
         Args:
             y: Labels of consecutive instances.
-            revealed: The labels that become known one by one after each of them. Without delay
-                they are ``y`` itself; with delay D they are the labels D instances earlier, of
-                which the first D are -1.
+            revealed: The label that becomes known after each of them, -1 = none. Without delay
+                this is ``y`` itself.
         """
         if not len(y):
             return 0, 0

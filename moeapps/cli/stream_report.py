@@ -1,0 +1,362 @@
+"""Results of ``moeapps stream`` on disk, and the report that is drawn from them."""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moeapps.cli.quickstart import mean_spread
+from moeapps.errors import RunFolderError
+from moeapps.streams.metrics import (
+    Counts,
+    accuracy,
+    kappa_m,
+    kappa_temporal,
+    recovery_time,
+    usage_entropy,
+)
+from moeapps.streams.record import Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from moeapps.streams.evaluation import Evaluation
+    from moeapps.training.report import Report
+    from moeapps.training.runs import RunFolder
+
+HEADER = (
+    "model", "accuracy, %", "kappa-M, %", "kappa-temporal, %", "instances per CPU second",
+    "drifts seen", "instances to recover",
+)  # fmt: skip
+
+
+class Results:
+    """Records of every model and seed, and what the report needs to know of the stream.
+
+    Args:
+        models: Names in order.
+    """
+
+    def __init__(self, models: Sequence[str]) -> None:
+        self.models = list(models)
+        self.records: dict[tuple[str, int], Record] = {}
+        self.complete: list[int] = []
+        self.facts: dict[str, np.ndarray] = {}
+
+    def add(self, seed: int, evaluation: "Evaluation", *, complete: bool = False) -> None:
+        """Take over the records of a seed."""
+        stream = evaluation.stream
+        self.facts = {
+            "title": np.array(stream.card.title),
+            "synthetic": np.array(stream.card.synthetic),
+            "length": np.array(len(stream)),
+            "drifts": np.array(stream.drifts, np.int64),
+            "drift_width": np.array(stream.drift_width),
+        }
+        for name, record in evaluation.records.items():
+            self.records[name, seed] = record
+        if complete:
+            self.complete.append(seed)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds with any record, in order of their runs."""
+        return list(dict.fromkeys(seed for _, seed in self.records))
+
+    @property
+    def drifts(self) -> list[int]:
+        """True changes of the stream."""
+        return [int(drift) for drift in self.facts["drifts"]]
+
+    def of(self, name: str) -> list[Record]:
+        """Records of a model, one per seed."""
+        return [self.records[name, seed] for seed in self.seeds]
+
+    def write(self, run: "RunFolder") -> None:
+        """Write ``results.npz``."""
+        arrays = {f"stream/{key}": value for key, value in self.facts.items()}
+        arrays["complete"] = np.array(self.complete, np.int64)
+        for (name, seed), record in self.records.items():
+            for key, value in record.arrays().items():
+                arrays[f"{self.models.index(name)}/{seed}/{key}"] = value
+        run.write_results(arrays)
+
+    @classmethod
+    def read(cls, run: "RunFolder", models: Sequence[str]) -> "Results":
+        """The results in a run folder; empty if it has none yet."""
+        results = cls(models)
+        parts: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+        for key, value in run.read_results().items():
+            owner, _, rest = key.partition("/")
+            if owner == "complete":
+                results.complete = value.tolist()
+            elif owner == "stream":
+                results.facts[rest] = value
+            else:
+                seed, _, name = rest.partition("/")
+                parts.setdefault((results.models[int(owner)], int(seed)), {})[name] = value
+        results.records = {key: Record.of(part) for key, part in parts.items()}
+        return results
+
+    def mean(self, name: str, measure: Any) -> np.ndarray:
+        """A measure per window, mean of the seeds; NaN from where no seed has got."""
+        longest = len(self.ends)
+        rows = np.full((len(self.seeds), longest), np.nan)
+        for row, record in zip(rows, self.of(name), strict=True):
+            values = measure(record)
+            row[: len(values)] = values
+        counted = np.isfinite(rows).any(axis=0)
+        means = np.full(longest, np.nan)
+        means[counted] = np.nanmean(rows[:, counted], axis=0)
+        return means
+
+    @property
+    def ends(self) -> np.ndarray:
+        """Ends of the windows of the longest run."""
+        return np.array(max((record.ends for record in self.records.values()), key=len))
+
+    def recovery(self, name: str) -> np.ndarray:
+        """Instances to recover ``[seeds, changes]``."""
+        drifts, width = self.drifts, float(self.facts["drift_width"])
+        limits = [*(drift - width for drift in drifts[1:]), np.inf]
+        times = [
+            [
+                recovery_time(
+                    accuracy(record.windows()), np.array(record.ends), drift, width=width,
+                    until=until,
+                )
+                for drift, until in zip(drifts, limits, strict=True)
+            ]
+            for record in self.of(name)
+        ]  # fmt: skip
+        return np.array(times).reshape(len(self.seeds), len(drifts))
+
+
+def summary(results: Results) -> dict[str, dict[str, list[float]]]:
+    """Numbers of every model, one per seed."""
+    found = {}
+    for name in results.models:
+        totals = [record.windows().summed() for record in results.of(name)]
+        recovery = results.recovery(name)
+        found[name] = {
+            "accuracy": [float(accuracy(t)) for t in totals],
+            "kappa_m": [float(kappa_m(t)) for t in totals],
+            "kappa_temporal": [float(kappa_temporal(t)) for t in totals],
+            "instances_per_cpu_second": [
+                float(t.total / max(record.seconds, 1e-9))
+                for t, record in zip(totals, results.of(name), strict=True)
+            ],
+            "drifts": [float(len(record.drifts)) for record in results.of(name)],
+            "usage_entropy": [_entropy(record) for record in results.of(name)],
+            "recovery": [float(value) for value in recovery[np.isfinite(recovery)]],
+        }
+    return found
+
+
+def _entropy(record: Record) -> float:
+    usage = record.arrays()["usage"].sum(axis=0)
+    return float(usage_entropy(usage)) if usage.sum() else float("nan")
+
+
+def table_rows(results: Results) -> list[tuple[str, ...]]:
+    """The summary as text: mean and standard deviation over the seeds."""
+    rows = []
+    for name, numbers in summary(results).items():
+        speed = np.mean(numbers["instances_per_cpu_second"])
+        recovery = numbers["recovery"]
+        asked = len(results.drifts) * len(results.seeds)
+        back = f"{np.mean(recovery):,.0f} ({len(recovery)} of {asked})" if recovery else "-"
+        rows.append(
+            (
+                name,
+                *(
+                    mean_spread(tuple(numbers[key]), scale=100, digits=2)
+                    for key in ("accuracy", "kappa_m", "kappa_temporal")
+                ),
+                f"{speed:,.0f}",
+                mean_spread(tuple(numbers["drifts"])) if any(numbers["drifts"]) else "-",
+                back,
+            )
+        )
+    return rows
+
+
+def summary_table(results: Results, config: dict[str, Any]) -> Any:
+    """The summary for the terminal."""
+    from rich.table import Table
+
+    title = f"\n{config['data']}: {_scope(results, config)}"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for index, name in enumerate(HEADER):
+        table.add_column(name, justify="left" if index == 0 else "right")
+    for cells in table_rows(results):
+        table.add_row(*cells)
+    return table
+
+
+def _scope(results: Results, config: dict[str, Any]) -> str:
+    seeds = len(results.seeds)
+    text = f"{int(results.ends[-1]):,} instances, {seeds} seed{'s' if seeds > 1 else ''}"
+    return text + (f", labels {config['delay']:,} instances late" if config["delay"] else "")
+
+
+def write_run_report(run: "RunFolder", config: dict[str, Any], results: Results) -> None:
+    """Write results, metrics and all forms of the report."""
+    from moeapps.training import report
+
+    results.write(run)
+    run.write_text("metrics.csv", _metrics_csv(results))
+    complete = set(config["seeds"]) <= set(results.complete)
+    run.write_report(
+        {
+            "schema": 1,
+            "domain": "streams",
+            "status": "complete" if complete else "partial",
+            "model": results.models[0],
+            "dataset": str(config["data"]),
+            "synthetic": bool(results.facts["synthetic"]),
+            "instances": int(results.ends[-1]),
+            "seeds": results.seeds,
+            "metrics": summary(results),
+        }
+    )
+    report.write(make_report(run, config, results), run.path)
+
+
+def _metrics_csv(results: Results) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(
+        ["model", "seed", "instance", "accuracy", "kappa_m", "kappa_temporal", "living"]
+    )
+    for (name, seed), record in results.records.items():
+        windows = record.windows()
+        columns = (accuracy(windows), kappa_m(windows), kappa_temporal(windows), record.living)
+        for end, *values in zip(record.ends, *columns, strict=True):
+            writer.writerow([name, seed, end, *("" if v != v else f"{v:.6g}" for v in values)])
+    return buffer.getvalue()
+
+
+def make_report(
+    run: "RunFolder", config: dict[str, Any], results: Results | None = None
+) -> "Report":
+    """The report of a run, from its files.
+
+    Raises:
+        RunFolderError: The run was killed before it wrote any result.
+    """
+    from moeapps.streams.figures import CAPTIONS
+    from moeapps.training.report import Picture, Report, Section, Table
+
+    results = Results.read(run, config["models"]) if results is None else results
+    if not results.records:
+        raise RunFolderError(
+            f"{run.path} has no results yet. Go on with the run: moeapps stream --resume {run.path}"
+        )
+    made = " (synthetic data)" if results.facts["synthetic"] else ""
+    report = Report(
+        f"{' and '.join(results.models[:1])} on {results.facts['title']}{made}",
+        f"run {run.path.name}, {_scope(results, config)}",
+    )
+    if not set(config["seeds"]) <= set(results.complete):
+        report.notices.append(
+            "This run is partial: it was interrupted before its end. Go on with: "
+            f"moeapps stream --resume {run.path}"
+        )
+    if results.facts["synthetic"]:
+        report.notices.append("The data is synthetic: it was generated from a seed, not measured.")
+    table = Table(HEADER, tuple(table_rows(results)))
+    report.sections.append(Section("Result", text=reading(results), table=table))
+    pictures = tuple(
+        Picture(name, figure, CAPTIONS[name.partition("_")[0]])
+        for name, figure in figures(results).items()
+    )
+    report.sections.append(Section("Figures", pictures=pictures))
+    report.sections.append(Section("How to run it again", code=command(config)))
+    environment = run.path / "environment.txt"
+    if environment.is_file():
+        report.sections.append(Section("Environment", code=environment.read_text(encoding="utf-8")))
+    return report
+
+
+def command(config: dict[str, Any]) -> str:
+    """The command line that starts the run again."""
+    words = ["moeapps stream", config["models"][0], "--data", str(config["data"])]
+    if config["target"] is not None:
+        words += ["--target", config["target"]]
+    if config["models"][1:]:
+        words += ["--baselines", *config["models"][1:]]
+    if config["limit"] is not None:
+        words += ["--limit", str(config["limit"])]
+    words += ["--seeds", *map(str, config["seeds"])]
+    words += ["--delay", str(config["delay"])] if config["delay"] else []
+    words += ["--window", str(config["window"])] if config["window"] != 1000 else []
+    for owner, settings in config["settings"].items():
+        front = "" if owner == config["models"][0] else f"{owner}."
+        words += [f"--set {front}{key}={value}" for key, value in settings.items()]
+    return " ".join(words) + (" --predictions" if config["predictions"] else "")
+
+
+def reading(results: Results) -> str:
+    """What the numbers say, computed from them."""
+    found = summary(results)
+    score = {name: float(np.mean(numbers["accuracy"])) for name, numbers in found.items()}
+    best = max(score, key=score.__getitem__)
+    first = results.models[0]
+    text = f"**{best}** is right most often: {score[best]:.2%} of the instances."
+    if first != best:
+        text += f" **{first}** is {100 * (score[best] - score[first]):.2f} points behind it."
+    gains = [float(np.nanmean(found[best][key])) for key in ("kappa_m", "kappa_temporal")]
+    if gains[0] <= 0:
+        text += " That is no better than always saying the most frequent class so far."
+    if gains[1] <= 0:
+        text += " That is no better than repeating the last label."
+    unequal = {len(record.ends) for record in results.records.values()}
+    if len(unequal) > 1:
+        text += " Seeds that did not get to the end count as far as they got."
+    return (
+        f"{text}\n\nkappa-M is the gain over always saying the class most frequent so far, "
+        "kappa-temporal the gain over repeating the last label; 0 is no gain, 100 is perfect. "
+        "CPU seconds count the model's own work, not the making of the stream. \"Instances to "
+        'recover" is a mean over the changes and seeds of which the number is given; the other '
+        "changes were not recovered from."
+    )
+
+
+def figures(results: Results) -> "dict[str, Figure]":
+    """Figures by name; what follows ``_`` is a model."""
+    from moeapps.streams import figures as draw
+
+    ends, drifts, width = results.ends, results.drifts, float(results.facts["drift_width"])
+    shown = [drift for drift in drifts if drift < ends[-1]]
+    first = results.seeds[0]
+    found = {
+        "accuracy": draw.windowed_accuracy(
+            ends,
+            {name: results.mean(name, _accuracy) for name in results.models},
+            drifts=shown,
+            drift_width=width,
+            detected={name: results.records[name, first].drifts for name in results.models},
+        )
+    }
+    living = {name: results.mean(name, lambda record: record.living) for name in results.models}
+    living = {name: values for name, values in living.items() if np.isfinite(values).any()}
+    if living:
+        found["living"] = draw.living_experts(ends, living, drifts=shown, drift_width=width)
+    for name in results.models:
+        arrays = results.records[name, first].arrays()
+        if arrays["usage"].shape[1] > 1 and arrays["usage"].any():
+            found[f"usage_{name.replace(':', '_')}"] = draw.expert_usage(
+                arrays["ends"], arrays["usage"], drifts=shown, name=f"{name}, seed {first}"
+            )
+    if shown:
+        times = {name: results.recovery(name)[:, : len(shown)] for name in results.models}
+        found["recovery"] = draw.recovery_times(shown, times)
+    return found
+
+
+def _accuracy(record: Record) -> np.ndarray:
+    counts: Counts = record.windows()
+    return accuracy(counts)
