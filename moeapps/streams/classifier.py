@@ -1,13 +1,14 @@
 """What every stream classifier of moeapps can do, written once: dicts, frames, arrays, files."""
 
+from bisect import bisect_left
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from river import base
 
-from moeapps.errors import ArgumentError
+from moeapps.errors import ArgumentError, CheckpointError
 from moeapps.streams import saving
 from moeapps.streams.batches import ArrayBatch, RecordBatch, as_batch
 from moeapps.streams.columns import Columns
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
 
 # Rows encoded at once: enough to forget the cost of a call, few enough to stay in the cache.
 _PIECE = 4096
+
+
+class _Targets(NamedTuple):
+    """Class indices and weights ``[N]`` of a batch; the rows at which new labels come up."""
+
+    codes: np.ndarray
+    weights: np.ndarray
+    new_rows: list[int]
+    new_labels: list[Hashable]
 
 
 class StreamClassifier(base.MiniBatchClassifier):
@@ -126,7 +136,8 @@ class StreamClassifier(base.MiniBatchClassifier):
             y: Labels.
             w: Weights, or None for 1.
         """
-        self._walk(as_batch(self._columns, X), y, w, answers=None)
+        batch = as_batch(self._columns, X)
+        self._walk(batch, self._targets(batch, y, w), 0, len(batch))
 
     def predict_proba_many(self, X: "pd.DataFrame") -> "pd.DataFrame":  # noqa: N803
         """Probability of each label seen so far (columns) for each row."""
@@ -181,7 +192,7 @@ class StreamClassifier(base.MiniBatchClassifier):
         """
         batch = self._array_batch(X, learning=True)
         self._announce(classes)
-        self._walk(batch, y, sample_weight, answers=None)
+        self._walk(batch, self._targets(batch, y, sample_weight), 0, len(batch))
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
@@ -210,7 +221,7 @@ class StreamClassifier(base.MiniBatchClassifier):
             y: ``[N]`` labels.
             classes: Labels that may come; others are added when they come.
             delay: The label of a row arrives this many rows later, before that row is predicted;
-                0 is at once, after the prediction. Labels still missing at the end are then learned.
+                0 is at once, after the prediction. Labels still missing at the end come then.
             sample_weight: ``[N]`` weights, or None for 1.
 
         Returns:
@@ -219,77 +230,96 @@ class StreamClassifier(base.MiniBatchClassifier):
         """
         batch = self._array_batch(X, learning=True)
         self._announce(classes)
+        targets = self._targets(batch, y, sample_weight)
         answers = np.zeros(len(batch), np.int64)
-        if delay <= 1:  # the label of the row before is known in time either way
-            self._walk(batch, y, sample_weight, answers=answers)
+        if delay <= 1:  # either way the label of the row before is known in time
+            self._walk(batch, targets, 0, len(batch), answers)
         else:
-            self._walk_late(batch, y, sample_weight, answers, delay)
+            self._walk_late(batch, targets, answers, delay)
         return self.classes_[answers] if len(answers) else np.array([])
 
     # Batches.
 
     def _walk(
-        self, batch: ArrayBatch | RecordBatch, y: Any, w: Any, answers: np.ndarray | None
+        self,
+        batch: ArrayBatch | RecordBatch,
+        targets: _Targets,
+        start: int,
+        stop: int,
+        answers: np.ndarray | None = None,
     ) -> None:
-        """Learn a batch in order; fill ``answers``, if given, with the classes predicted before."""
-        codes, new, weights = self._targets(batch, y, w)
-        firsts = iter([*new, (len(batch), None)])
-        new_row, new_label = next(firsts)
-        start = 0
-        while start < len(batch):
-            stop = min(start + _PIECE, new_row, len(batch))
-            rows = batch.known(start, stop) if self._begun else np.empty((0, 0))
+        """Learn rows in order; ``answers``, if given, gets the class predicted for each before."""
+        position = bisect_left(targets.new_rows, start)
+        while start < stop:
+            new_row = targets.new_rows[position] if position < len(targets.new_rows) else stop
+            end = min(start + _PIECE, new_row, stop)
+            rows = batch.known(start, end) if self._begun else np.empty((0, 0))
             done = start + len(rows)
-            if len(rows):
-                part = rows, codes[start:done], weights[start:done]
+            if done > start:
+                part = rows, targets.codes[start:done], targets.weights[start:done]
                 if answers is None:
                     self._learn_rows(*part)
                 else:
                     answers[start:done] = self._test_then_train_rows(*part)
                 self._num_learned += len(rows)
             start = done
-            if done == stop and self._begun and done != new_row:
-                continue
-            if done == len(batch):
-                break
-            # This row brings a label, a key or a value that is new.
-            if answers is not None and self._labels:
-                answers[done] = self._probabilities(batch.encode(done, done + 1)).argmax()
-            if done == new_row:
-                self._labels.add(new_label)
-                new_row, new_label = next(firsts)
-            batch.learn(done)
-            self._make_room()
-            one = slice(done, done + 1)
-            self._learn_rows(batch.encode(done, done + 1), codes[one], weights[one])
-            self._num_learned += 1
-            start = done + 1
+            if done < end or end == new_row < stop:
+                self._learn_new(batch, targets, done, answers)
+                position += done == new_row
+                start += 1
+
+    def _learn_new(
+        self,
+        batch: ArrayBatch | RecordBatch,
+        targets: _Targets,
+        t: int,
+        answers: np.ndarray | None,
+    ) -> None:
+        """Learn row ``t``, which brings a label, a key or a value that is new, or is the first."""
+        if answers is not None and self._labels:
+            answers[t] = self._probabilities(batch.encode(t, t + 1)).argmax()
+        known = len(self._labels)
+        if targets.codes[t] == known:
+            self._labels.add(targets.new_labels[bisect_left(targets.new_rows, t)])
+        batch.learn(t)
+        self._make_room()
+        one = slice(t, t + 1)
+        self._learn_rows(batch.encode(t, t + 1), targets.codes[one], targets.weights[one])
+        self._num_learned += 1
 
     def _walk_late(
-        self, batch: ArrayBatch | RecordBatch, y: Any, w: Any, answers: np.ndarray, delay: int
+        self,
+        batch: ArrayBatch | RecordBatch,
+        targets: _Targets,
+        answers: np.ndarray,
+        delay: int,
     ) -> None:
-        """Predict row t after learning the rows up to t - delay."""
-        raise NotImplementedError
+        """Predict row t after learning the rows up to t - delay; in the end learn the rest."""
+        for t in range(len(batch)):
+            if t >= delay:
+                self._walk(batch, targets, t - delay, t - delay + 1)
+            if self._labels:
+                answers[t] = self._probabilities(batch.encode(t, t + 1)).argmax()
+        self._walk(batch, targets, max(len(batch) - delay, 0), len(batch))
 
-    def _targets(
-        self, batch: ArrayBatch | RecordBatch, y: Any, w: Any
-    ) -> tuple[np.ndarray, list[tuple[int, Hashable]], np.ndarray]:
-        """Class indices, new labels with their rows, and weights, checked against the batch."""
+    def _targets(self, batch: ArrayBatch | RecordBatch, y: Any, w: Any) -> _Targets:
         n = len(batch)
         if np.shape(y)[:1] != (n,) or (hasattr(y, "ndim") and y.ndim != 1):
             raise ArgumentError(
-                f"y has shape {np.shape(y)} but X has {n} rows. Expected one label per row."
+                f"y has shape {np.shape(y)} but X has {n} rows. Expected one label per row; pass "
+                "as many labels as rows."
             )
         weights = np.ones(n) if w is None else np.array(w, np.float64)
         if weights.shape != (n,):
             raise ArgumentError(
-                f"The weights have shape {weights.shape} but X has {n} rows. Expected one per row."
+                f"The weights have shape {weights.shape} but X has {n} rows. Expected one per row; "
+                "leave them out for weight 1."
             )
         good = (weights >= 0) & (weights < np.inf)
         if not good.all():
             raise _bad_weight(weights[~good][0])
         codes, new = self._labels.codes(y)
-        return codes, new, weights
+        return _Targets(codes, weights, [row for row, _ in new], [label for _, label in new])
 
     def _predict_batch(self, batch: ArrayBatch | RecordBatch) -> np.ndarray:
         pieces = [
@@ -356,9 +386,12 @@ class StreamClassifier(base.MiniBatchClassifier):
         state = self._state() if self._begun else {}
         arrays = {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
         columns = self._columns
+        parameters = {name: getattr(self, name) for name in self._get_params()}
+        code = [name for name, v in parameters.items() if callable(v) or isinstance(v, base.Base)]
         header = {
             "kind": type(self).__name__,
-            "parameters": {name: saving.pack(v) for name, v in self._get_params().items()},
+            "parameters": {k: saving.pack(v) for k, v in parameters.items() if k not in code},
+            "code": code,
             "labels": [saving.pack(label) for label in self._labels],
             "numeric": [saving.pack(key) for key in columns.numeric],
             "nominal": [saving.pack(key) for key in columns.nominal],
@@ -371,15 +404,27 @@ class StreamClassifier(base.MiniBatchClassifier):
         saving.write(path, arrays, header)
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path, **code: Any) -> Self:
         """The model that `save` wrote.
+
+        Args:
+            path: The file.
+            **code: Parameters that are functions, classes or models; a file holds none of them.
 
         Raises:
             FileNotFoundError: There is no such file.
-            CheckpointError: The file is cut short, damaged, of another kind or of a newer format.
+            CheckpointError: The file is cut short, damaged, of another kind or of a newer format,
+                or it was saved with ``code`` that is not given.
         """
         arrays, header = saving.read(path, kind=cls.__name__)
-        model = cls(**{name: saving.unpack(v) for name, v in header["parameters"].items()})
+        missing = [f"{name}=..." for name in header["code"] if name not in code]
+        if missing:
+            raise CheckpointError(
+                f"{path} holds a {cls.__name__} with code of its own, which no file holds. Give "
+                f"what it was made with: {cls.__name__}.load(path, {', '.join(missing)})"
+            )
+        parameters = {name: saving.unpack(v) for name, v in header["parameters"].items()}
+        model = cls(**{**parameters, **code})
         model._labels = Labels(saving.unpack(label) for label in header["labels"])
         columns = model._columns
         columns.numeric = {saving.unpack(key): i for i, key in enumerate(header["numeric"])}

@@ -24,12 +24,12 @@ _NAMES = frozenset([str, bool, np.str_, np.bool_])
 
 
 class Columns:
-    """Which key of a feature dict goes to which column of a row.
+    r"""Which key of a feature dict goes to which column of a row.
 
     Numbers go to a numeric column; strings, bools and other hashable values to a nominal one, as
     do all values of the keys in ``nominal_attributes``. A key that brings both kinds of values
     owns a column of each kind, so nothing is lost. ``None``, NaN and absent keys are missing
-    values. Numbers beyond :math:`\\pm 10^{100}` count as :math:`\\pm 10^{100}`.
+    values. Numbers beyond :math:`\pm 10^{100}` count as :math:`\pm 10^{100}`.
 
     Args:
         nominal_attributes: Keys whose numbers are names of values.

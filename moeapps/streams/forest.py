@@ -1,8 +1,9 @@
 """A forest of compiled Hoeffding trees in one pool of memory.
 
-Everything an ensemble needs is here: make a forest, predict, learn, reset and copy its trees, let it
-grow. The kernels may be called from other compiled code. A kernel that finds the pool full changes
-nothing and says so; the caller then replaces the forest by `with_room(forest)` and repeats the call.
+Everything an ensemble needs is here: make a forest, predict, learn, reset and copy its trees, let
+it grow. The kernels may be called from other compiled code. A kernel that finds the pool full
+changes nothing and says so; the caller then replaces the forest by `with_room(forest)` and repeats
+the call.
 
 A row ``x`` holds the numeric columns first, then the codes of the nominal ones; NaN is a missing
 value, a code of -1 a value never seen before. Numbers lie within +-1e100.

@@ -263,23 +263,23 @@ def with_classes(forest: Forest, num_classes: int) -> Forest:
 def with_columns(forest: Forest, num_numeric: int, num_values: Sequence[int]) -> Forest:
     """The same forest for more numeric columns, nominal columns or nominal values."""
     layout = forest.layout
-    old_values = layout[COLUMNS + VALUES :: PER_COLUMN].copy()
-    rooms = [*map(int, layout[COLUMNS + VALUE_ROOM :: PER_COLUMN])]
-    room = int(layout[NUMERIC_ROOM])
-    fits = num_numeric <= room and len(num_values) == len(rooms)
-    if not fits or any(v > have for v, have in zip(num_values, rooms)):
-        room = room if num_numeric <= room else max(num_numeric, 2 * room)
-        rooms += [0] * (len(num_values) - len(rooms))
-        rooms = [h if v <= h else max(v, 2 * h) for v, h in zip(num_values, rooms)]
-        forest = _moved(forest, room, int(layout[CLASS_ROOM]), rooms)
+    old_values = [*map(int, layout[COLUMNS + VALUES :: PER_COLUMN])]
+    old_values += [0] * (len(num_values) - len(old_values))
+    old_rooms = [int(layout[NUMERIC_ROOM]), *map(int, layout[COLUMNS + VALUE_ROOM :: PER_COLUMN])]
+    needs = [num_numeric, *num_values]
+    had = old_rooms + [0] * (len(needs) - len(old_rooms))
+    rooms = [
+        old if need <= old else max(need, 2 * old) for need, old in zip(needs, had, strict=True)
+    ]
+    if rooms != old_rooms:
+        forest = _moved(forest, rooms[0], int(layout[CLASS_ROOM]), rooms[1:])
     layout = forest.layout
     added = num_numeric - layout[NUM_NUMERIC]
     if added:
         nominal = (forest.nodes[:, KIND] == NOMINAL) | (forest.nodes[:, KIND] == MULTIWAY)
         forest.nodes[nominal, FEATURE] += added
     layout[NUM_NUMERIC] = num_numeric
-    for k, values in enumerate(num_values):
-        known = int(old_values[k]) if k < len(old_values) else 0
+    for k, (known, values) in enumerate(zip(old_values, num_values, strict=True)):
         if values != known:
             _widen(forest, k, known, values)
     return forest

@@ -65,7 +65,7 @@ class HoeffdingTree(StreamClassifier):
         >>> evaluate.progressive_val_score(
         ...     datasets.Phishing(), HoeffdingTree(grace_period=50), metrics.Accuracy()
         ... )
-        Accuracy: 89.20%
+        Accuracy: 89.03%
     """
 
     def __init__(

@@ -58,12 +58,12 @@ class Labels:
 
 def as_array(labels: list[Any]) -> np.ndarray:
     """Labels as an array that holds exactly these labels, of objects if it must be."""
-    if labels and all(type(label) is type(labels[0]) for label in labels):
-        if isinstance(labels[0], str | bool | int | float | np.generic):
-            try:
-                return np.array(labels)
-            except OverflowError:  # an int of more than 64 bits
-                pass
+    first = labels[0] if labels else None
+    plain = isinstance(first, str | bool | int | float | np.generic)
+    if plain and all(type(label) is type(first) for label in labels):
+        array = np.array(labels)
+        if array.dtype != object:  # as for ints of more than 64 bits
+            return array
     array = np.empty(len(labels), object)
     array[:] = labels
     return array
