@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from moeapps.training.runs import RunFolder
 
 HEADER = (
-    "model", "accuracy, %", "kappa-M, %", "kappa-temporal, %", "instances per CPU second",
+    "model", "accuracy, %", "kappa-M, %", "kappa-temporal, %", "instances / CPU s",
     "drifts seen", "instances to recover",
 )  # fmt: skip
 
