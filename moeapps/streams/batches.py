@@ -44,7 +44,9 @@ class ArrayBatch:
         if self._plan is None:
             self._plan = self._make_plan()
         rows = np.empty((stop - start, len(self.columns)))
-        return rows, _encode(self.x[start:stop], *self._plan, learning, rows)
+        place, names, bounds, values, codes = self._plan
+        done = _encode(self.x[start:stop], place, names, bounds, values, codes, learning, rows)
+        return rows, done
 
     def _make_plan(self) -> tuple[np.ndarray, ...]:
         """Place of each column in a row; known values of the nominal ones, sorted, and codes."""
@@ -60,7 +62,7 @@ class ArrayBatch:
                 if key in columns.nominal:
                     k = columns.nominal[key]
                     place[j] = width + k
-                    known = columns.codes[k].items()
+                    known: Any = columns.codes[k].items()
                     pairs = sorted((float(v), c) for v, c in known if isinstance(v, Real))
             else:
                 place[j] = columns.numeric.get(key, -1)
@@ -152,7 +154,16 @@ def as_matrix(x: Any) -> np.ndarray:
 
 
 @njit(cache=True)
-def _encode(x, place, names, bounds, values, codes, learning, rows):
+def _encode(
+    x: np.ndarray,
+    place: np.ndarray,
+    names: np.ndarray,
+    bounds: np.ndarray,
+    values: np.ndarray,
+    codes: np.ndarray,
+    learning: bool,
+    rows: np.ndarray,
+) -> int:
     """Fill ``rows``; the number of rows before the first that brings something new."""
     rows[:] = np.nan
     for t in range(len(x)):
@@ -174,7 +185,7 @@ def _encode(x, place, names, bounds, values, codes, learning, rows):
 
 
 @njit(cache=True)
-def _find(values, codes, low, high, value):
+def _find(values: np.ndarray, codes: np.ndarray, low: int, high: int, value: float) -> float:
     """The code of a value among those from ``low`` to ``high``, which are sorted; -1 if none."""
     end = high
     while low < high:

@@ -7,7 +7,7 @@ column. NaN is a missing value; -1 is a nominal value that was never learned.
 import numbers
 from collections.abc import Hashable, Iterable, Mapping
 from decimal import Decimal
-from math import inf, isnan, nan
+from math import hypot, inf, isnan, nan
 from operator import itemgetter
 from typing import Any
 
@@ -105,8 +105,8 @@ class Columns:
         ):
             try:
                 number = float(value)
-            except OverflowError:  # an int beyond floats
-                number = inf if value > 0 else -inf
+            except OverflowError:  # a whole number or fraction beyond floats
+                number = inf if value > 0 else -inf  # type: ignore[operator]
             if isnan(number):
                 return "missing", value
             return "number", min(max(number, -LARGEST), LARGEST)
@@ -163,7 +163,6 @@ class _Plan:
 
     def __init__(self, columns: Columns) -> None:
         self.width = len(columns)
-        self.num_numeric = columns.num_numeric
         self.usable = self.width > 0 and columns.numeric.keys().isdisjoint(columns.nominal)
         self.numbers = _getter(columns.numeric)
         self.names = _getter(columns.nominal)
@@ -177,23 +176,17 @@ class _Plan:
         if not self.usable or len(x) != self.width:
             return None
         try:
-            row = np.empty(self.width)
-            if self.num_numeric:
-                values = self.numbers(x)
-                if not _NUMBERS.issuperset(map(type, values)):
-                    return None
-                if not (min(values) >= -LARGEST and max(values) <= LARGEST):
-                    return None
-                row[: self.num_numeric] = values
-            if self.num_numeric < self.width:
+            values = self.numbers(x)
+            # Not more than LARGEST together, so each is not, and none is NaN.
+            if not (_NUMBERS.issuperset(map(type, values)) and hypot(*values) <= LARGEST):
+                return None
+            if self.codes:
                 if not _NAMES.issuperset(map(type, self.free_names(x))):
                     return None
-                row[self.num_numeric :] = [
-                    codes[value] for codes, value in zip(self.codes, self.names(x), strict=True)
-                ]
-        except (KeyError, TypeError):
+                values = (*values, *map(dict.__getitem__, self.codes, self.names(x)))
+        except (KeyError, TypeError, OverflowError):
             return None
-        return row
+        return np.array(values, np.float64)
 
 
 def _getter(keys: Iterable[Hashable]) -> Any:
@@ -209,7 +202,7 @@ def _getter(keys: Iterable[Hashable]) -> Any:
 def _in_order(keys: Iterable[Hashable]) -> list[Any]:
     keys = list(keys)
     try:
-        return sorted(keys)  # type: ignore[type-var]
+        return sorted(keys)
     except TypeError:  # of several types
         return sorted(keys, key=lambda key: (type(key).__name__, repr(key)))
 

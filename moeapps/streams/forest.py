@@ -11,6 +11,7 @@ value, a code of -1 a value never seen before. Numbers lie within +-1e100.
 
 import math
 
+import numpy as np
 from numba import njit
 
 from moeapps.streams.forest_leaf import TIE, likeliest, majority, score, update
@@ -75,7 +76,7 @@ __all__ = [
 
 
 @njit(cache=True)
-def predict(forest, tree, x, proba):
+def predict(forest: Forest, tree: int, x: np.ndarray, proba: np.ndarray) -> None:
     """Fill ``proba [C]`` with the class probabilities of ``x``; uniform for an untrained tree.
 
     Classes that the leaf of ``x`` has not seen get 0.
@@ -84,14 +85,14 @@ def predict(forest, tree, x, proba):
 
 
 @njit(cache=True)
-def decide(forest, tree, x):
+def decide(forest: Forest, tree: int, x: np.ndarray) -> int:
     """The class that `predict` finds most probable (the first of equals), at less cost."""
     leaf = forest.leaves[forest.nodes[find_leaf(forest, tree, x), ROW]]
     return _answer(forest, leaf, *_votes(forest, leaf, x))
 
 
 @njit(cache=True)
-def learn(forest, tree, x, y, w):
+def learn(forest: Forest, tree: int, x: np.ndarray, y: int, w: float) -> bool:
     """Learn ``x`` with class ``y`` and weight ``w``; False if the pool is full: nothing changed."""
     if w <= 0.0:
         return True
@@ -105,7 +106,9 @@ def learn(forest, tree, x, y, w):
 
 
 @njit(cache=True)
-def predict_then_learn(forest, tree, x, y, w, proba):
+def predict_then_learn(
+    forest: Forest, tree: int, x: np.ndarray, y: int, w: float, proba: np.ndarray
+) -> bool:
     """`predict`, then `learn` with its result; the instance is sorted to its leaf once."""
     node = find_leaf(forest, tree, x)
     bayes, common = _probabilities(forest, node, x, proba)
@@ -118,7 +121,7 @@ def predict_then_learn(forest, tree, x, y, w, proba):
 
 
 @njit(cache=True)
-def decide_then_learn(forest, tree, x, y, w):
+def decide_then_learn(forest: Forest, tree: int, x: np.ndarray, y: int, w: float) -> int:
     """`decide`, then `learn`; returns the class decided on, or -1 if the pool is full."""
     node = find_leaf(forest, tree, x)
     leaf = forest.leaves[forest.nodes[node, ROW]]
@@ -133,14 +136,14 @@ def decide_then_learn(forest, tree, x, y, w):
 
 
 @njit(cache=True)
-def reset(forest, tree):
+def reset(forest: Forest, tree: int) -> None:
     """Make the tree untrained; its nodes return to the pool."""
     free_tree(forest, tree)
     forest.trees[tree, ROOT] = take_leaf(forest, tree, -1, 0)
 
 
 @njit(cache=True)
-def copy_tree(forest, source, target):
+def copy_tree(forest: Forest, source: int, target: int) -> bool:
     """Make tree ``target`` a copy of ``source``; False if the pool is full: nothing changed."""
     trees, layout = forest.trees, forest.layout
     if source == target:
@@ -155,19 +158,19 @@ def copy_tree(forest, source, target):
 
 
 @njit(cache=True)
-def num_nodes(forest, tree):
+def num_nodes(forest: Forest, tree: int) -> int:
     """Number of nodes, leaves included."""
     return forest.trees[tree, NODES]
 
 
 @njit(cache=True)
-def num_leaves(forest, tree):
+def num_leaves(forest: Forest, tree: int) -> int:
     """Number of leaves."""
     return forest.trees[tree, LEAVES]
 
 
 @njit(cache=True)
-def _votes(forest, leaf, x):
+def _votes(forest: Forest, leaf: np.ndarray, x: np.ndarray) -> tuple[int, int]:
     """The classes of naive Bayes and of the majority; naive Bayes only where a rule needs it."""
     layout = forest.layout
     num_classes = layout[NUM_CLASSES]
@@ -182,18 +185,18 @@ def _votes(forest, leaf, x):
 
 
 @njit(cache=True)
-def _trusts_bayes(forest, leaf):
+def _trusts_bayes(forest: Forest, leaf: np.ndarray) -> bool:
     rule = forest.layout[LEAF_RULE]
     return rule == BAYES or (rule == ADAPTIVE and leaf[BAYES_RIGHT] >= leaf[MAJORITY_RIGHT])
 
 
 @njit(cache=True)
-def _answer(forest, leaf, bayes, common):
+def _answer(forest: Forest, leaf: np.ndarray, bayes: int, common: int) -> int:
     return bayes if _trusts_bayes(forest, leaf) else common
 
 
 @njit(cache=True)
-def _probabilities(forest, node, x, proba):
+def _probabilities(forest: Forest, node: int, x: np.ndarray, proba: np.ndarray) -> tuple[int, int]:
     """Fill ``proba`` and return the two votes."""
     layout = forest.layout
     num_classes = layout[NUM_CLASSES]
@@ -220,7 +223,7 @@ def _probabilities(forest, node, x, proba):
 
 
 @njit(cache=True)
-def _is_due(forest, node, w):
+def _is_due(forest: Forest, node: int, w: float) -> bool:
     """Whether learning weight ``w`` at this leaf lets it try to split."""
     layout = forest.layout
     leaf = forest.leaves[forest.nodes[node, ROW]]
@@ -233,7 +236,7 @@ def _is_due(forest, node, w):
 
 
 @njit(cache=True)
-def _has_room(forest, node, w):
+def _has_room(forest: Forest, node: int, w: float) -> bool:
     """Whether the pool holds the children that learning this instance may make."""
     if not _is_due(forest, node, w):
         return True
@@ -246,7 +249,9 @@ def _has_room(forest, node, w):
 
 
 @njit(cache=True)
-def _learn(forest, tree, node, x, y, w, bayes, common):
+def _learn(
+    forest: Forest, tree: int, node: int, x: np.ndarray, y: int, w: float, bayes: int, common: int
+) -> None:
     leaf = forest.leaves[forest.nodes[node, ROW]]
     due = _is_due(forest, node, w)
     if leaf[SEEN] > 0.0:

@@ -37,7 +37,7 @@ _LOGS = np.log(np.maximum(np.arange(4096.0), 1.0))  # logarithms of whole number
 
 
 @njit(cache=True)
-def score(leaf, layout, x, scores):
+def score(leaf: np.ndarray, layout: np.ndarray, x: np.ndarray, scores: np.ndarray) -> None:
     """Naive Bayes: ln n_c + sum_j ln p(x_j | c), up to a constant, for every class."""
     num_classes, room = layout[NUM_CLASSES], layout[CLASS_ROOM]
     num_numeric = layout[NUM_NUMERIC]
@@ -72,13 +72,13 @@ def score(leaf, layout, x, scores):
 
 
 @njit(cache=True)
-def _log_height(inverse):
+def _log_height(inverse: float) -> float:
     """Logarithm of the top of the Gaussian with 1 / (2 variance) = ``inverse``."""
     return 0.5 * math.log(inverse / math.pi) if 0.0 < inverse < CONSTANT else 0.0
 
 
 @njit(cache=True)
-def likeliest(scores, num_classes):
+def likeliest(scores: np.ndarray, num_classes: int) -> int:
     """The first of the classes with the highest score."""
     best = -math.inf
     for c in range(num_classes):
@@ -90,7 +90,7 @@ def likeliest(scores, num_classes):
 
 
 @njit(cache=True)
-def majority(leaf, start, num_classes):
+def majority(leaf: np.ndarray, start: int, num_classes: int) -> int:
     """The first of the classes with most weight; ``start`` is the place of class 0."""
     best = 0.0
     for c in range(num_classes):
@@ -102,7 +102,7 @@ def majority(leaf, start, num_classes):
 
 
 @njit(cache=True)
-def update(leaf, layout, x, y, w):
+def update(leaf: np.ndarray, layout: np.ndarray, x: np.ndarray, y: int, w: float) -> None:
     """Add an instance of class ``y`` and weight ``w`` to the statistics."""
     room = layout[CLASS_ROOM]
     num_numeric = layout[NUM_NUMERIC]
@@ -160,6 +160,6 @@ def update(leaf, layout, x, y, w):
 
 
 @njit(cache=True)
-def _log(number):
+def _log(number: float) -> float:
     whole = int(number) if number < len(_LOGS) else 0
     return _LOGS[whole] if whole == number else math.log(number)

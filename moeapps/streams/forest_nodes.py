@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 from numba import njit
 
 from moeapps.streams.forest_state import (
@@ -29,11 +30,12 @@ from moeapps.streams.forest_state import (
     THRESHOLD,
     TOTAL_LEAVES,
     WEIGHT,
+    Forest,
 )
 
 
 @njit(cache=True)
-def find_leaf(forest, tree, x):
+def find_leaf(forest: Forest, tree: int, x: np.ndarray) -> int:
     """The leaf of ``x``; where the value a split asks for is missing, along the heavier branch."""
     nodes, splits = forest.nodes, forest.splits
     node = forest.trees[tree, ROOT]
@@ -52,7 +54,7 @@ def find_leaf(forest, tree, x):
 
 
 @njit(cache=True)
-def _heaviest_child(forest, node):
+def _heaviest_child(forest: Forest, node: int) -> int:
     best, most = forest.nodes[node, LEFT], -1.0
     child = best
     while child >= 0:
@@ -63,7 +65,7 @@ def _heaviest_child(forest, node):
 
 
 @njit(cache=True)
-def _branch(forest, node, value):
+def _branch(forest: Forest, node: int, value: float) -> int:
     """The child of a value; for a value that came after the split, the heaviest."""
     child = forest.nodes[node, LEFT]
     while child >= 0 and value > 0.0:
@@ -73,7 +75,7 @@ def _branch(forest, node, value):
 
 
 @njit(cache=True)
-def take_leaf(forest, tree, parent, depth):
+def take_leaf(forest: Forest, tree: int, parent: int, depth: int) -> int:
     """A fresh leaf from the free lists, which must not be empty."""
     nodes, leaves, layout = forest.nodes, forest.leaves, forest.layout
     node, row = layout[FREE_NODE], layout[FREE_ROW]
@@ -96,7 +98,7 @@ def take_leaf(forest, tree, parent, depth):
 
 
 @njit(cache=True)
-def free_row(forest, tree, node):
+def free_row(forest: Forest, tree: int, node: int) -> None:
     """Give back the statistics of a leaf."""
     layout, row = forest.layout, forest.nodes[node, ROW]
     forest.leaves[row, 0] = layout[FREE_ROW]
@@ -108,7 +110,7 @@ def free_row(forest, tree, node):
 
 
 @njit(cache=True)
-def free_tree(forest, tree):
+def free_tree(forest: Forest, tree: int) -> None:
     """Give back all nodes of a tree, children before parents."""
     nodes, layout = forest.nodes, forest.layout
     node = forest.trees[tree, ROOT]
@@ -130,7 +132,7 @@ def free_tree(forest, tree):
 
 
 @njit(cache=True)
-def copy_nodes(forest, source, target):
+def copy_nodes(forest: Forest, source: int, target: int) -> None:
     """Rebuild tree ``source`` as tree ``target``, which must be empty; both walked in step."""
     nodes = forest.nodes
     a = forest.trees[source, ROOT]
@@ -156,7 +158,7 @@ def copy_nodes(forest, source, target):
 
 
 @njit(cache=True)
-def _copy_node(forest, node, tree, parent):
+def _copy_node(forest: Forest, node: int, tree: int, parent: int) -> int:
     nodes = forest.nodes
     copy = take_leaf(forest, tree, parent, nodes[node, DEPTH])
     forest.splits[copy] = forest.splits[node]
@@ -170,7 +172,7 @@ def _copy_node(forest, node, tree, parent):
 
 
 @njit(cache=True)
-def add_weight(forest, node, w):
+def add_weight(forest: Forest, node: int, w: float) -> None:
     """Count ``w`` at a leaf and all nodes above it."""
     while node >= 0:
         forest.splits[node, WEIGHT] += w

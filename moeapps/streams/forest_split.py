@@ -53,6 +53,7 @@ from moeapps.streams.forest_state import (
     VALUES,
     WEIGHT,
     WEIGHTS,
+    Forest,
 )
 from moeapps.streams.random_draws import uniform
 
@@ -61,7 +62,7 @@ ROUNDING = 1e-12  # a later candidate must be better by more than this
 
 
 @njit(cache=True)
-def try_split(forest, tree, node):
+def try_split(forest: Forest, tree: int, node: int) -> None:
     """Split the leaf if its best split is good enough; the free lists must hold the children."""
     layout, settings = forest.layout, forest.settings
     leaf = forest.leaves[forest.nodes[node, ROW]]
@@ -92,7 +93,7 @@ def try_split(forest, tree, node):
 
 
 @njit(cache=True)
-def _subspace(forest, tree):
+def _subspace(forest: Forest, tree: int) -> np.ndarray:
     """The columns that this attempt looks at."""
     layout, share = forest.layout, forest.settings[SUBSPACE]
     total = layout[NUM_NUMERIC] + layout[NUM_NOMINAL]
@@ -110,7 +111,7 @@ def _subspace(forest, tree):
 
 
 @njit(cache=True)
-def _entropy_sum(counts):
+def _entropy_sum(counts: np.ndarray) -> float:
     """W times the entropy, in bits, of the classes whose weights W sum up to."""
     total, terms = 0.0, 0.0
     for n in counts:
@@ -121,7 +122,7 @@ def _entropy_sum(counts):
 
 
 @njit(cache=True)
-def _gain(parent, left, right, seen):
+def _gain(parent: float, left: np.ndarray, right: np.ndarray, seen: float) -> float:
     """Gain of a split into two; 0 if nearly all weight stays together."""
     a, b = left.sum(), right.sum()
     if min(a, b) <= LEAST_SHARE * (a + b):
@@ -130,7 +131,7 @@ def _gain(parent, left, right, seen):
 
 
 @njit(cache=True)
-def _best_numeric(leaf, layout, j):
+def _best_numeric(leaf: np.ndarray, layout: np.ndarray, j: int) -> tuple[float, float, int]:
     """Gain and threshold of the best of evenly spaced thresholds between smallest and largest."""
     num_classes = layout[NUM_CLASSES]
     counts = np.empty(num_classes)
@@ -156,7 +157,9 @@ def _best_numeric(leaf, layout, j):
 
 
 @njit(cache=True)
-def weights_below(leaf, layout, j, value, left):
+def weights_below(
+    leaf: np.ndarray, layout: np.ndarray, j: int, value: float, left: np.ndarray
+) -> None:
     """Estimated weight of each class with feature ``j`` at most ``value``."""
     room = layout[CLASS_ROOM]
     for c in range(layout[NUM_CLASSES]):
@@ -174,7 +177,7 @@ def weights_below(leaf, layout, j, value, left):
 
 
 @njit(cache=True)
-def _best_nominal(leaf, layout, k):
+def _best_nominal(leaf: np.ndarray, layout: np.ndarray, k: int) -> tuple[float, float, int]:
     """Gain and value of the best split ``= v`` against the rest, or of one branch per value."""
     num_classes = layout[NUM_CLASSES]
     column = COLUMNS + PER_COLUMN * k
@@ -204,7 +207,7 @@ def _best_nominal(leaf, layout, k):
 
 
 @njit(cache=True)
-def _split(forest, tree, node, kind, feature, threshold):
+def _split(forest: Forest, tree: int, node: int, kind: int, feature: int, threshold: float) -> None:
     """Turn a leaf into a split whose children start with the estimated class weights."""
     nodes, layout = forest.nodes, forest.layout
     leaf = forest.leaves[nodes[node, ROW]]
@@ -230,7 +233,15 @@ def _split(forest, tree, node, kind, feature, threshold):
 
 
 @njit(cache=True)
-def _weights_of_branch(leaf, layout, kind, feature, threshold, branch, share):
+def _weights_of_branch(
+    leaf: np.ndarray,
+    layout: np.ndarray,
+    kind: int,
+    feature: int,
+    threshold: float,
+    branch: int,
+    share: np.ndarray,
+) -> None:
     if kind == NUMERIC:
         weights_below(leaf, layout, feature, threshold, share)
         if branch == 1:
@@ -249,7 +260,7 @@ def _weights_of_branch(leaf, layout, kind, feature, threshold, branch, share):
 
 
 @njit(cache=True)
-def _inherit(forest, child, share):
+def _inherit(forest: Forest, child: int, share: np.ndarray) -> None:
     leaf = forest.leaves[forest.nodes[child, ROW]]
     total = 0.0
     for c in range(len(share)):

@@ -252,10 +252,9 @@ def with_classes(forest: Forest, num_classes: int) -> Forest:
     layout = forest.layout
     room = int(layout[CLASS_ROOM])
     if num_classes > room:
+        rooms = [*map(int, layout[COLUMNS + VALUE_ROOM :: PER_COLUMN])]
         room = max(num_classes, 2 * room)
-        forest = _moved(
-            forest, int(layout[NUMERIC_ROOM]), room, layout[COLUMNS + VALUE_ROOM :: PER_COLUMN]
-        )
+        forest = _moved(forest, int(layout[NUMERIC_ROOM]), room, rooms)
     forest.layout[NUM_CLASSES] = num_classes
     return forest
 

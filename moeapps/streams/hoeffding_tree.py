@@ -154,13 +154,13 @@ class HoeffdingTree(StreamClassifier):
 
 
 @njit(cache=True)
-def _predict_rows(forest, x, proba):
+def _predict_rows(forest: Forest, x: np.ndarray, proba: np.ndarray) -> None:
     for t in range(len(x)):
         predict(forest, 0, x[t], proba[t])
 
 
 @njit(cache=True)
-def _learn_rows(forest, x, y, w, start):
+def _learn_rows(forest: Forest, x: np.ndarray, y: np.ndarray, w: np.ndarray, start: int) -> int:
     """Learn rows from ``start``; the row at which the pool is full, or their number."""
     for t in range(start, len(x)):
         if not learn(forest, 0, x[t], y[t], w[t]):
@@ -169,7 +169,9 @@ def _learn_rows(forest, x, y, w, start):
 
 
 @njit(cache=True)
-def _test_then_train_rows(forest, x, y, w, start, answers):
+def _test_then_train_rows(
+    forest: Forest, x: np.ndarray, y: np.ndarray, w: np.ndarray, start: int, answers: np.ndarray
+) -> int:
     for t in range(start, len(x)):
         answer = decide_then_learn(forest, 0, x[t], y[t], w[t])
         if answer < 0:
