@@ -1,6 +1,7 @@
 """``moeapps data``: what sets there are, where they live, whether they are whole."""
 
 import argparse
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from moeapps.cli.console import console
 from moeapps.data import DatasetCard, data_home
 from moeapps.data.download import fetch
 from moeapps.data.integrity import verify_file
-from moeapps.errors import DataIntegrityError, DataNotFoundError
+from moeapps.errors import DataIntegrityError, DataNotFoundError, UnknownNameError
+
+# Domains with data sets. Each has ``list_datasets``, ``card`` and ``load`` in ``datasets``.
+DOMAINS = ("graphs", "streams")
 
 
 def register(subparsers: Any) -> None:
@@ -40,16 +44,14 @@ def register(subparsers: Any) -> None:
 
 def run_list(args: argparse.Namespace) -> int:
     """Print one line per set."""
-    from moeapps.graphs.datasets import card, list_datasets
-
-    table = Table("name", "task", "metric", "nodes", "classes", "state", box=None)
+    table = Table("name", "domain", "metric", "size", "classes", "state", box=None)
     home = data_home(args.root)
-    for name in list_datasets(args.pattern):
-        entry = card(name)
-        nodes = f"{entry.sizes['nodes']:,}"
+    for entry in cards(args.pattern):
+        what, count = next(iter(entry.sizes.items()))
         table.add_row(
-            name, entry.task, entry.metric, nodes, str(entry.classes), _state(entry, home)
-        )
+            entry.name, entry.domain, entry.metric, f"{count:,} {what}", str(entry.classes),
+            _state(entry, home),
+        )  # fmt: skip
     console().print(table)
     _say(f"Data home: {escape(str(home))}")
     return 0
@@ -57,9 +59,7 @@ def run_list(args: argparse.Namespace) -> int:
 
 def run_info(args: argparse.Namespace) -> int:
     """Print the card of a set."""
-    from moeapps.graphs.datasets import card
-
-    entry = card(args.name)
+    entry = find_card(args.name)
     home = data_home(args.root)
     sizes = ", ".join(f"{count:,} {what}" for what, count in entry.sizes.items())
     rows = {
@@ -88,10 +88,8 @@ def run_info(args: argparse.Namespace) -> int:
 
 
 def run_check(args: argparse.Namespace) -> int:
-    """Check the files of a set, then read it if PyG is installed; 1 when something is wrong."""
-    from moeapps.graphs.datasets import card, load
-
-    entry = card(args.name)
+    """Check the files of a set, then read it; 1 when something is wrong."""
+    entry = find_card(args.name)
     home = data_home(args.root)
     wrong = False
     for file in entry.files:
@@ -109,21 +107,21 @@ def run_check(args: argparse.Namespace) -> int:
     if wrong:
         _say(f"Official page: {escape(entry.source)}, {entry.url}")
         return 1
-    data = load(entry.name, root=home)
-    _say(
-        f"{entry.title} reads well: {data.num_nodes:,} nodes, {data.edge_source}; "
-        f"{data.split_source}.",
-    )
+    data = _datasets(entry.domain).load(entry.name, root=home)
+    if entry.domain == "graphs":
+        found = f"{data.num_nodes:,} nodes, {data.edge_source}; {data.split_source}"
+    else:
+        X, _ = data.rows(0, min(len(data), 1000))  # noqa: N806
+        found = f"{len(data):,} instances, {X.shape[1]} features, {len(data.class_names)} classes"
+    _say(f"{entry.title} reads well: {found}.")
     return 0
 
 
 def run_path(args: argparse.Namespace) -> int:
     """Print the data home or the folder of a set, nothing else."""
-    from moeapps.graphs.datasets import card
-
     path = data_home(args.root)
     if args.name is not None:
-        entry = card(args.name)
+        entry = find_card(args.name)
         if not entry.files:
             raise DataNotFoundError(
                 f"{entry.title} has no folder: it is made from a seed or comes with a package. "
@@ -137,15 +135,45 @@ def run_path(args: argparse.Namespace) -> int:
 def run_download(args: argparse.Namespace) -> int:
     """Fetch what is missing of a set; 0 when all of it is there afterwards."""
     from moeapps.data.locate import locate
-    from moeapps.graphs.datasets import card
 
-    entry = card(args.name)
+    entry = find_card(args.name)
     home = data_home(args.root)
     if entry.downloadable and entry.files:
         fetch(entry, home)
     found = locate(entry, root=home)
     _say(f"{entry.title}: {len(found)} files in {escape(str(home))}")
     return 0
+
+
+def cards(pattern: str = "*") -> list[DatasetCard]:
+    """Cards of the sets of all domains whose names match. Imports nothing heavy."""
+    found = [
+        datasets.card(name)
+        for datasets in map(_datasets, DOMAINS)
+        for name in datasets.list_datasets(pattern)
+    ]
+    return sorted(found, key=lambda card: (card.domain, card.name))
+
+
+def find_card(name: str) -> DatasetCard:
+    """The card of a set of any domain.
+
+    Raises:
+        UnknownNameError: With the closest names.
+    """
+    known: dict[str, DatasetCard] = {}
+    for domain in DOMAINS:
+        datasets = _datasets(domain)
+        try:
+            card: DatasetCard = datasets.card(name)
+            return card
+        except UnknownNameError:
+            known |= datasets.DATASETS
+    raise UnknownNameError("data set", name, known, hint="See: moeapps data list")
+
+
+def _datasets(domain: str) -> Any:
+    return importlib.import_module(f"moeapps.{domain}.datasets")
 
 
 def _state(card: DatasetCard, home: Path) -> str:

@@ -177,13 +177,13 @@ def data() -> Iterator[Finding]:
 
 def _data_sets() -> tuple[list[str], list[str]]:
     """Names of the sets whose files are there, and of the others. Nothing is read."""
-    from moeapps.graphs.datasets import card, list_datasets
+    from moeapps.cli.data import cards
 
     present: list[str] = []
     absent: list[str] = []
-    for name in list_datasets():
-        files = [data_home() / file.path for file in card(name).files if not file.optional]
-        (present if all(file.is_file() for file in files) else absent).append(name)
+    for card in cards():
+        files = [data_home() / file.path for file in card.files if not file.optional]
+        (present if all(file.is_file() for file in files) else absent).append(card.name)
     return present, absent
 
 

@@ -175,12 +175,13 @@ class Evaluation:
     def _look_inside(self, name: str, model: Any, stop: int) -> None:
         """Record what the model tells about its experts."""
         record = self.records[name]
+        used: np.ndarray
         if hasattr(model, "statistics"):
             told = model.statistics()
             # The model counts the instances it has learnt; the stream is `delay` ahead of it.
             record.drifts = [int(t) + self.delay for t in told.get("drifts", ())]
             record.living.append(float(told.get("living", np.nan)))
-            used: np.ndarray = np.asarray(told.get("usage", ()), float)
+            used = np.asarray(told.get("usage", ()), float)
         else:
             count = model.n_drifts_detected() if hasattr(model, "n_drifts_detected") else 0
             record.drifts += [stop] * (count - len(record.drifts))
