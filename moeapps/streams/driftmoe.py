@@ -183,13 +183,12 @@ class DriftMoE(StreamClassifier):
     def _unit_test_params(cls) -> Iterator[dict[str, Any]]:
         from river.tree import HoeffdingTreeClassifier
 
-        small = {"hidden": 16, "num_experts": 4, "top_k": 2, "batch_size": 32}
-        yield {"variant": "data"}
+        small = {"hidden": 16, "batch_size": 32}
+        few = {"num_experts": 4, "top_k": 2}
+        yield {"variant": "data", **small}
+        yield {"variant": "data", "expert": HoeffdingTreeClassifier(), **small, **few}
         yield {"variant": "task", **small}
         yield {"variant": "task", "task_mode": "published", "hidden": 16}
-        yield {"variant": "data", "expert": HoeffdingTreeClassifier(), **small}
-        yield {"variant": "task", "expert": HoeffdingTreeClassifier(), **small}
-        yield {"variant": "data", "router": "torch", **small}
 
     def gate_proba(self, X: Any) -> np.ndarray:  # noqa: N803
         r"""How far the router trusts each expert, :math:`\mathrm{softmax}(z / T)`.
