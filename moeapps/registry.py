@@ -35,6 +35,7 @@ class ModelEntry:
 
 
 _NODE = "node classification"
+_STREAM = "online classification"
 _SMALL = {"in_channels": 8, "hidden_channels": 16, "num_layers": 2, "out_channels": 3}
 _EXPERTS = "moeapps.graphs.models.experts"
 
@@ -103,6 +104,24 @@ MODELS: dict[str, ModelEntry] = {
         "Weak MLP and strong GNN mixed by the weak expert's confidence",
         "Zeng et al., Mixture of Weak and Strong Experts on Graphs, ICLR 2024",
         {**_SMALL, "strong": "gcn"},
+        ("mixture",),
+    ),
+    "hoeffding_tree": ModelEntry(
+        "streams",
+        "moeapps.streams.hoeffding_tree:HoeffdingTree",
+        _STREAM,
+        "Very fast decision tree with naive Bayes leaves, compiled",
+        "Domingos & Hulten, KDD 2000",
+        {"grace_period": 50, "delta": 0.01},
+        ("tree",),
+    ),
+    "driftmoe": ModelEntry(
+        "streams",
+        "moeapps.streams.driftmoe:DriftMoE",
+        _STREAM,
+        "Hoeffding trees behind a router that learns which will be right",
+        "Aspis et al., DriftMoE, SYNDAiTE at ECML-PKDD 2025",
+        {"hidden": 16, "batch_size": 32, "num_experts": 4, "top_k": 2, "seed": 1},
         ("mixture",),
     ),
 }

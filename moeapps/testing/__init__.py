@@ -7,9 +7,11 @@ from moeapps.lazy import lazy_names
 
 _NAMES = {
     "MODEL_CHECKS": "moeapps.testing.models",
+    "STREAM_CHECKS": "moeapps.testing.streams",
     "check_gate": "moeapps.testing.layers",
     "check_model": "moeapps.testing.models",
     "check_moe_layer": "moeapps.testing.layers",
+    "check_stream_model": "moeapps.testing.streams",
     "example_inputs": "moeapps.testing.inputs",
 }
 

@@ -1,23 +1,43 @@
+from itertools import chain
+
 import pytest
 
 from moeapps.registry import MODELS
-from moeapps.testing import MODEL_CHECKS
+from moeapps.testing import MODEL_CHECKS, STREAM_CHECKS
 from moeapps.testing.models import Subject
+from moeapps.testing.streams import StreamSubject
+
+BY_DOMAIN = {
+    domain: sorted(name for name, entry in MODELS.items() if entry.domain == domain)
+    for domain in ("graphs", "streams")
+}
+
+
+def test_every_model_is_checked():
+    assert sorted(chain(*BY_DOMAIN.values())) == sorted(MODELS)
 
 
 @pytest.mark.parametrize("check", MODEL_CHECKS)
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize("name", BY_DOMAIN["graphs"])
 def test_model(name, check):
+    pytest.importorskip("torch_geometric", reason='needs pip install "moeapps[graphs]"')
     entry = MODELS[name]
-    if entry.domain == "graphs":
-        pytest.importorskip("torch_geometric", reason='needs pip install "moeapps[graphs]"')
     if check in entry.cannot:
         pytest.skip(f"{name} cannot: {entry.cannot[check]}")
     MODEL_CHECKS[check](Subject(name))
 
 
+@pytest.mark.parametrize("check", STREAM_CHECKS)
+@pytest.mark.parametrize("name", BY_DOMAIN["streams"])
+def test_stream_model(name, check):
+    pytest.importorskip("river", reason='needs pip install "moeapps[streams]"')
+    if check in MODELS[name].cannot:
+        pytest.skip(f"{name} cannot: {MODELS[name].cannot[check]}")
+    STREAM_CHECKS[check](StreamSubject(name))
+
+
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_declared_limits_name_checks_and_reasons(name):
     for check, reason in MODELS[name].cannot.items():
-        assert check in MODEL_CHECKS
+        assert check in (STREAM_CHECKS if MODELS[name].domain == "streams" else MODEL_CHECKS)
         assert reason
