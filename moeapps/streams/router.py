@@ -3,6 +3,7 @@ r"""The neural router of DriftMoE in numpy and numba: which experts will be righ
 Letters: ``N`` rows, ``B`` rows of a mini-batch, ``D`` inputs, ``H`` hidden units, ``K`` experts.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,6 +56,7 @@ class Router:
 
     One Adam step per full mini-batch; inside a mini-batch the weights are constant. With
     ``zscore`` the inputs are standardised by the mean and variance of the rows before them.
+    ``weights`` are views: writing to them changes the router.
 
     Args:
         num_numeric: Numeric inputs.
@@ -134,11 +136,6 @@ class Router:
         """How many rows the mini-batch still takes."""
         return self.batch_size - self.filled
 
-    @property
-    def weights(self) -> Layers:
-        """The weights; views, so writing to them changes the router."""
-        return self._layers(self.parameters[WEIGHTS])
-
     def set_weights(self, weights: Layers) -> None:
         """Start from these weights (a warm start); Adam's memory is cleared."""
         for mine, given in zip(self.weights, weights, strict=True):
@@ -187,7 +184,7 @@ class Router:
         _hidden(self.weights, rows.x, rows.h1, rows.h2, rows.z)
 
     def _step(self) -> None:
-        layers, grads = self.weights, self._layers(self._gradient)
+        layers, grads = self.weights, self._gradients
         x, h1, h2, z, m = self.batch
         if self.dropout:
             keep = self._kept()
@@ -266,13 +263,14 @@ class Router:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without working memory."""
-        kept = {k: v for k, v in vars(self).items() if k not in ("batch", "_gradient")}
+        made = ("batch", "weights", "_gradient", "_gradients")
+        kept = {k: v for k, v in vars(self).items() if k not in made}
         return kept | {"waiting": (self.batch.x[: self.filled], self.batch.m[: self.filled])}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         waiting = state.pop("waiting")
         self.__dict__.update(state)
-        self._gradient = np.zeros_like(self.parameters[WEIGHTS])
+        self._view()
         self._new_batch()
         self._refill(*waiting)
 
@@ -287,16 +285,22 @@ class Router:
         """Keep the weights and the moments (0 if not given) in one array each."""
         width = sum(part.size for part in rows[0])
         self.parameters = np.zeros((3, width), np.float32)
-        self._gradient = np.zeros(width, np.float32)
         for row, layers in zip(self.parameters, rows, strict=False):
             row[:] = np.concatenate([part.ravel() for part in layers])
+        self._view()
+
+    def _view(self) -> None:
+        """Name the parts of the arrays that hold the weights and their gradient."""
+        self._gradient = np.zeros_like(self.parameters[WEIGHTS])
+        self._gradients = self._layers(self._gradient)
+        self.weights = self._layers(self.parameters[WEIGHTS])
 
     def _layers(self, flat: np.ndarray) -> Layers:
         wide, half, outputs = self.hidden, self.hidden // 2, self.num_outputs
         shapes = ((self.num_inputs, wide), (wide,), (wide, half), (half,), (half, outputs))
         parts, start = [], 0
         for shape in (*shapes, (outputs,)):
-            end = start + int(np.prod(shape))
+            end = start + math.prod(shape)
             parts.append(flat[start:end].reshape(shape))
             start = end
         return Layers(*parts)
