@@ -48,6 +48,7 @@ class CsvFormat:
         types: ``"int"``, ``"float"`` or ``"text"`` by column; others as the first block shows.
         encoding: Of the file.
         quoted: Whether ``"`` puts a text that holds the delimiter into quotes.
+        strip: Leave out blanks around texts.
     """
 
     names: tuple[str, ...] | None = None
@@ -55,6 +56,7 @@ class CsvFormat:
     types: Mapping[str, str] = field(default_factory=dict)
     encoding: str = "utf8"
     quoted: bool = True
+    strip: bool = False
 
     def __post_init__(self) -> None:
         for kind in self.types.values():
@@ -186,7 +188,9 @@ class _CsvFile:
 
     def read(self, index: int) -> dict[str, Any]:
         table = self._table(index)
-        return {name: _to_numpy(self.path, name, table[name]) for name in self.columns}
+        return {
+            name: _to_numpy(self.path, name, table[name], self.csv.strip) for name in self.columns
+        }
 
     def _cut(self, block_bytes: int) -> None:
         with self.path.open("rb") as stream:
@@ -269,7 +273,7 @@ def _lasting(kind: pa.DataType) -> pa.DataType:
     return _TYPES["text"] if texts else kind
 
 
-def _to_numpy(path: Path, name: str, column: pa.ChunkedArray) -> Any:
+def _to_numpy(path: Path, name: str, column: pa.ChunkedArray, strip: bool = False) -> Any:
     kind = column.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         joined = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], kind)
@@ -282,7 +286,8 @@ def _to_numpy(path: Path, name: str, column: pa.ChunkedArray) -> Any:
         joined = column.unify_dictionaries().combine_chunks()
         if not len(joined):
             return np.zeros(0, dtype=object)
-        values = np.array([*joined.dictionary.to_pylist(), ""], dtype=object)
+        texts = joined.dictionary.to_pylist()
+        values = np.array([*(t.strip() if strip else t for t in texts), ""], dtype=object)
         place = joined.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False)
         return values[place]  # equal texts are one object
     if pa.types.is_boolean(kind):
