@@ -1,15 +1,14 @@
 """Clusters of a sample of a stream, their number chosen by silhouette."""
 
-from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
 from numba import njit
 
-from moeapps.errors import ArgumentError, UnknownNameError
+from moeapps.errors import UnknownNameError
 
 KINDS = ("kmeans", "gmm")
-# Principal components with less than this share of the largest variance are rounding.
+# Principal components of less variance are rounding.
 LEAST_VARIANCE = 1e-9
 
 
@@ -48,18 +47,14 @@ class Clusters:
 
     @classmethod
     def fit(cls, sample: np.ndarray, kind: str, *, most: int, seed: int) -> Self:
-        """The best of 2 to ``most`` clusters by mean silhouette.
+        """The best of 2 to ``most`` clusters by mean silhouette; one if fewer than 3 rows differ.
 
         Args:
             sample: ``[N, D]``.
             kind: ``"kmeans"`` or ``"gmm"`` (full covariances).
             most: Largest number of clusters to try.
             seed: Of the starts of the clustering.
-
-        Raises:
-            ArgumentError: The sample has less than three different rows.
         """
-        from sklearn.decomposition import PCA
         from sklearn.metrics import silhouette_score
 
         if kind not in KINDS:
@@ -70,17 +65,12 @@ class Clusters:
         moved = np.where(known, sample - centre, 0)
         sd = np.sqrt((moved**2).sum(0) / count)
         scale = np.divide(1, sd, out=np.zeros_like(sd), where=sd > 0)
-        pca = PCA(svd_solver="full").fit(moved * scale)
-        variance = pca.explained_variance_
-        kept = variance > LEAST_VARIANCE * max(variance[0], LEAST_VARIANCE)
-        whitening = scale[:, None] * (pca.components_[kept].T / np.sqrt(variance[kept]))
+        _, singular, components = np.linalg.svd(moved * scale, full_matrices=False)
+        variance = singular**2 / max(len(sample) - 1, 1)
+        kept = variance > LEAST_VARIANCE  # the standardised columns have variance 1
+        whitening = scale[:, None] * (components[kept].T / np.sqrt(variance[kept]))
         whitened = moved @ whitening
         different = len(np.unique(whitened, axis=0))
-        if different < 3:
-            raise ArgumentError(
-                f"The sample has {different} different row(s); two clusters need at least 3. "
-                "Raise buffer_share or sample_share."
-            )
         best, model = -np.inf, None
         for k in range(2, min(most, different - 1) + 1):
             tried = _model(kind, k, seed)
@@ -90,10 +80,9 @@ class Clusters:
             score = silhouette_score(whitened, labels)
             if score > best:
                 best, model = score, tried
-        assert model is not None
-        if kind == "kmeans":
-            means = model.cluster_centers_.astype(float)
-            roots = np.broadcast_to(np.eye(means.shape[1]), (len(means), *[means.shape[1]] * 2))
+        if kind == "kmeans" or model is None:
+            means = np.zeros_like(whitened[:1]) if model is None else model.cluster_centers_
+            roots = np.tile(np.eye(means.shape[1]), (len(means), 1, 1))
             offsets = np.zeros(len(means))
         else:
             means, roots = model.means_, model.precisions_cholesky_
@@ -112,14 +101,14 @@ class Clusters:
         _assign(rows, self.centre, self.whitening, self.means, self.roots, self.offsets, clusters)
         return clusters
 
+    def grow(self, places: list[int]) -> None:
+        """Leave out of account new columns that stand before these ones."""
+        self.centre = np.insert(self.centre, places, 0.0)
+        self.whitening = np.insert(self.whitening, places, 0.0, axis=0)
+
     def state(self) -> dict[str, np.ndarray]:
         """The arguments to make it again."""
         return dict(vars(self))
-
-    @classmethod
-    def restore(cls, state: Mapping[str, Any]) -> Self:
-        """The clusters whose `state` this is."""
-        return cls(**state)
 
 
 def _model(kind: str, k: int, seed: int) -> Any:

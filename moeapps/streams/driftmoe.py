@@ -203,7 +203,7 @@ class DriftMoE(StreamClassifier):
         batch = self._array_batch(X, learning=False)
         logits = self._router.logits(batch.encode(0, len(batch)))
         proba = np.empty(logits.shape)
-        _softmax(logits, self.temperature, proba)
+        softmax(logits, self.temperature, proba)
         return proba
 
     @property
@@ -289,9 +289,9 @@ class DriftMoE(StreamClassifier):
     def _task_proba(self, logits: np.ndarray, yes: np.ndarray) -> np.ndarray:
         proba = np.empty(logits.shape)
         if self.task_mode == "experts":
-            _gated(logits, yes, proba)
+            gated(logits, yes, proba)
         else:
-            _softmax(logits, self.temperature, proba)
+            softmax(logits, self.temperature, proba)
         return proba
 
     def _state(self) -> dict[str, Any]:
@@ -370,7 +370,8 @@ def part_of(state: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 @njit(cache=True)
-def _gated(logits, yes, proba):  # type: ignore[no-untyped-def]
+def gated(logits, yes, proba):  # type: ignore[no-untyped-def]
+    r"""Fill ``proba [N, K]`` with the normalised :math:`\sigma(z_i)\, q_i`."""
     for n in range(logits.shape[0]):
         total = 0.0
         for i in range(logits.shape[1]):
@@ -381,7 +382,8 @@ def _gated(logits, yes, proba):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _softmax(logits, temperature, proba):  # type: ignore[no-untyped-def]
+def softmax(logits, temperature, proba):  # type: ignore[no-untyped-def]
+    """Fill ``proba [N, K]``; row by row, so that a row's bits depend on nothing but the row."""
     for n in range(logits.shape[0]):
         best = logits[n].max()
         total = 0.0
