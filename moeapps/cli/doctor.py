@@ -7,6 +7,7 @@ import platform
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,11 @@ def register(subparsers: Any) -> None:
         "doctor", help="check this installation and say what to type", allow_abbrev=False
     )
     parser.add_argument("--runs", metavar="DIR", default="runs", help="where runs go [runs]")
+    parser.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile the kernels of streams now",
+    )
     parser.set_defaults(run=run)
 
 
@@ -40,7 +46,10 @@ def run(options: argparse.Namespace) -> int:
 
     from moeapps.cli.console import console
 
-    findings = [*python(), *packages(), *extras(), *machine(), *data(), *folders(options.runs)]
+    findings = [
+        *python(), *packages(), *extras(), *machine(), *kernels(options.compile), *data(),
+        *folders(options.runs),
+    ]  # fmt: skip
     table = Table(box=None, pad_edge=False, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
@@ -158,6 +167,23 @@ def machine() -> Iterator[Finding]:
         yield Finding(
             "cuda", f"{', '.join(names) or 'driver found, no card listed'}; torch {build}"
         )
+
+
+def kernels(compile_now: bool = False) -> Iterator[Finding]:
+    """Whether the kernels of streams are compiled."""
+    if _version("numba") is None or _version("river") is None:
+        return
+    from moeapps.streams.compiling import compile_all, is_compiled
+
+    if compile_now:
+        began = time.monotonic()
+        compile_all()
+        yield Finding("stream kernels", f"compiled in {time.monotonic() - began:.0f} s")
+    elif is_compiled():
+        yield Finding("stream kernels", "compiled")
+    else:
+        advice = "not compiled yet: the first use takes a minute or two, or run: "
+        yield Finding("stream kernels", f"{advice}moeapps doctor --compile", "note")
 
 
 def data() -> Iterator[Finding]:

@@ -1,20 +1,27 @@
-"""``moeapps quickstart``: the main job on data that is made on the spot, in a few minutes."""
+"""``moeapps quickstart``: the main job of each domain, without files to fetch, in minutes."""
 
 import argparse
 import importlib
+import importlib.util
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moeapps.errors import ConfigError, RunFolderError, UnknownNameError
+from moeapps.errors import ConfigError, MissingExtraError, RunFolderError, UnknownNameError
 from moeapps.lazy import needs_extra
 
 if TYPE_CHECKING:
     from moeapps.training.report import Section
 
 # One part per domain. Each module has ``run(*, seeds, fast, say) -> Part``.
-PARTS = {"graphs": "moeapps.cli.quickstart_graphs"}
+PARTS = {
+    "graphs": "moeapps.cli.quickstart_graphs",
+    "streams": "moeapps.cli.quickstart_streams",
+}
+# What a part cannot run without, besides what moeapps itself needs.
+NEEDS = {"graphs": ("torch_geometric",), "streams": ("numba", "river")}
+HEADER = ("model", "test accuracy, %", "time per training, s", "to the weak expert, %")
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,9 @@ class Part:
         reading: What the numbers say, computed from them.
         sections: Of the report, after the table.
         facts: Plain values for ``report.json``.
+        header: Names of the columns of the table.
+        cells: The table as text, where it is not that of trained models.
+        synthetic: All of the data is generated.
     """
 
     title: str
@@ -51,14 +61,20 @@ class Part:
     reading: str
     sections: "list[Section]" = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    header: tuple[str, ...] = HEADER
+    cells: list[tuple[str, ...]] = field(default_factory=list)
+    synthetic: bool = True
 
 
 def register(subparsers: Any) -> None:
     """Add the command."""
     parser = subparsers.add_parser(
         "quickstart",
-        help="train the main models on generated data and show what came out",
+        help="train the main models and show what came out",
         allow_abbrev=False,
+    )
+    parser.add_argument(
+        "parts", metavar="PART", nargs="*", help=f"{', '.join(PARTS)} [all that are installed]"
     )
     parser.add_argument("--seeds", metavar="N", type=int, default=5, help="how often [5]")
     parser.add_argument(
@@ -77,30 +93,49 @@ def run(options: argparse.Namespace) -> int:
     """Run the parts, print one table, write one report."""
     if options.seeds < 1:
         raise ConfigError(f"--seeds {options.seeds} is too small. Choose 1 or more.")
-    names = options.only or list(PARTS)
-    for name in names:
-        if name not in PARTS:
-            raise UnknownNameError("part", name, PARTS)
-    from moeapps.cli.build import quiet
     from moeapps.cli.console import console, messages
 
     out = messages()
+    names = _parts([*options.parts, *(options.only or [])])
+    for name in PARTS:
+        if (missing := _missing(name)) and name not in names:
+            out.print(f"{name} is left out: {MissingExtraError(name, missing)}", markup=False)
     folder = _folder(options.out)
     began = time.monotonic()
     seeds = 1 if options.fast else options.seeds
     parts = {}
-    with quiet():
-        for name in names:
-            with needs_extra(name):
-                parts[name] = importlib.import_module(PARTS[name]).run(
-                    seeds=seeds, fast=options.fast, say=lambda text: out.print(text, markup=False)
-                )
+    for name in names:
+        with needs_extra(name):
+            parts[name] = importlib.import_module(PARTS[name]).run(
+                seeds=seeds, fast=options.fast, say=lambda text: out.print(text, markup=False)
+            )
     for part in parts.values():
         console().print(_terminal_table(part))
         console().print(part.reading, markup=False)
     _write(folder, parts, seconds=time.monotonic() - began, seeds=seeds, fast=options.fast)
     console().print(f"report: {folder / 'report.html'}", markup=False)
     return 0
+
+
+def _parts(given: list[str]) -> list[str]:
+    """The parts to run: those named, else all that are installed."""
+    for name in given:
+        if name not in PARTS:
+            raise UnknownNameError("part", name, PARTS)
+        if missing := _missing(name):
+            raise MissingExtraError(name, missing)
+    names = list(dict.fromkeys(given)) or [name for name in PARTS if not _missing(name)]
+    if not names:
+        raise MissingExtraError("graphs", str(_missing("graphs")))
+    return names
+
+
+def _missing(name: str) -> str | None:
+    """A package that a part needs and that is not installed."""
+    for package in NEEDS[name]:
+        if importlib.util.find_spec(package) is None:
+            return package.replace("_", "-")
+    return None
 
 
 def mean_spread(values: tuple[float, ...], *, scale: float = 1.0, digits: int = 1) -> str:
@@ -120,12 +155,9 @@ def mean_spread(values: tuple[float, ...], *, scale: float = 1.0, digits: int = 
     return f"{mean} ± {scale * statistics.stdev(values):.{digits}f}"
 
 
-HEADER = ("model", "test accuracy, %", "time per training, s", "to the weak expert, %")
-
-
 def table_rows(part: Part) -> list[tuple[str, ...]]:
     """The rows of the final table as text."""
-    return [
+    return part.cells or [
         (
             row.model,
             mean_spread(row.scores, scale=100),
@@ -140,7 +172,7 @@ def _terminal_table(part: Part) -> Any:
     from rich.table import Table
 
     table = Table(title=f"\n{part.title}", title_justify="left", box=None, pad_edge=False)
-    for index, name in enumerate(HEADER):
+    for index, name in enumerate(part.header):
         table.add_column(name, justify="left" if index == 0 else "right")
     for cells in table_rows(part):
         table.add_row(*cells)
@@ -169,19 +201,25 @@ def _write(folder: Path, parts: dict[str, Part], *, seconds: float, seeds: int, 
     from moeapps.training.runs import RunFolder, environment_text
 
     seeds_text = "1 seed" if seeds == 1 else f"{seeds} seeds"
+    made = [name for name, part in parts.items() if part.synthetic]
+    synthetic = len(made) == len(parts)
     report = Report(
-        "moeapps quickstart (synthetic data)", f"{seeds_text}, {duration(seconds)} in all"
+        "moeapps quickstart" + (" (synthetic data)" if synthetic else ""),
+        f"{seeds_text}, {duration(seconds)} in all",
     )
-    report.notices.append("The data is synthetic: it was generated from seeds, not measured.")
+    if made:
+        what = "The data" if synthetic else f"The data of the part on {' and '.join(made)}"
+        report.notices.append(f"{what} is synthetic: it was generated from seeds, not measured.")
     if fast:
         report.notices.append(
             "This was a trial run on tiny data (--fast): read no meaning into it."
         )
     for part in parts.values():
-        table = Table(HEADER, tuple(table_rows(part)))
+        table = Table(part.header, tuple(table_rows(part)))
         report.sections.append(Section(part.title, text=part.reading, table=table))
         report.sections += part.sections
-    command = "moeapps quickstart" + (" --fast" if fast else f" --seeds {seeds}")
+    command = f"moeapps quickstart {' '.join(parts)}"
+    command += " --fast" if fast else f" --seeds {seeds}"
     report.sections.append(Section("How to run it again", code=command))
     report.sections.append(Section("Environment", code=environment_text()))
     run = RunFolder(folder)
@@ -191,7 +229,7 @@ def _write(folder: Path, parts: dict[str, Part], *, seconds: float, seeds: int, 
         {
             "schema": 1,
             "status": "trial" if fast else "complete",
-            "synthetic": True,
+            "synthetic": synthetic,
             "seconds": seconds,
             "parts": {
                 name: {

@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 
+from moeapps.cli.build import quiet
 from moeapps.cli.quickstart import Part, Row
 from moeapps.graphs.datamodules import NodeData
 from moeapps.graphs.figures import CAPTIONS, figures
@@ -49,7 +50,8 @@ def run(*, seeds: int, fast: bool, say: Callable[[str], None]) -> Part:
     total = seeds * len(MODELS)
     for seed in range(seeds):
         for index, (name, make) in enumerate(MODELS.items()):
-            found, results, metrics = _train(make, size, seed, **short)
+            with quiet():
+                found, results, metrics = _train(make, size, seed, **short)
             scores[name].append(found)
             done = seed * len(MODELS) + index + 1
             say(

@@ -70,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
         folder.write_config(config)
         folder.write_environment()
     folder.check_writable()
+    _say_if_compiling()
     results = _execute(folder, config, options.checkpoint_seconds)
     write_run_report(folder, config, results)
     console().print(summary_table(results, config))
@@ -184,6 +185,19 @@ def _prepare(config: dict[str, Any], seed: int) -> "Evaluation":
     )  # fmt: skip
 
 
+def _say_if_compiling() -> None:
+    """Tell why nothing seems to happen at first."""
+    from moeapps.cli.console import messages
+    from moeapps.streams.compiling import is_compiled
+
+    if not is_compiled():
+        messages().print(
+            "Compiling the kernels, once after an installation (a minute or two). "
+            "'moeapps doctor --compile' does it beforehand.",
+            markup=False,
+        )
+
+
 def _execute(folder: "RunFolder", config: dict[str, Any], every: float) -> "Results":
     """All seeds that are not complete yet, one after the other."""
     from moeapps.cli.main import Interrupted
@@ -218,6 +232,7 @@ def _execute(folder: "RunFolder", config: dict[str, Any], every: float) -> "Resu
                 results.write(folder)
             # The seed is in results.npz now, so its state is of no more use.
             shutil.rmtree(state, ignore_errors=True)
+    shutil.rmtree(folder.checkpoints, ignore_errors=True)
     return results
 
 

@@ -6,7 +6,8 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
-from moeapps.errors import ArgumentError, MissingExtraError, UnknownNameError
+from moeapps.errors import ArgumentError, UnknownNameError
+from moeapps.lazy import needs_extra
 
 _HERE = "moeapps.streams"
 # Name -> class and the settings that make it what the name says.
@@ -103,13 +104,8 @@ def build(
 
 def _load(target: str) -> Any:
     module, _, attribute = target.partition(":")
-    try:
+    with needs_extra("streams"):
         return getattr(importlib.import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").split(".")[0]
-        if package == "moeapps":
-            raise
-        raise MissingExtraError("streams", package) from error
 
 
 def _river_class(name: str) -> Any:

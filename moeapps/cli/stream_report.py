@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,16 +121,13 @@ class Results:
     def recovery(self, name: str) -> np.ndarray:
         """Instances to recover ``[seeds, changes]``."""
         drifts, width = self.drifts, float(self.facts["drift_width"])
-        limits = [*(drift - width for drift in drifts[1:]), np.inf]
         times = [
-            [
-                recovery_time(
-                    accuracy(record.windows()), np.array(record.ends), drift, width=width,
-                    until=until,
-                )
-                for drift, until in zip(drifts, limits, strict=True)
-            ]
+            recovery_time(
+                accuracy(record.windows()), np.array(record.ends), drift,
+                width=width, until=following - width,
+            )
             for record in self.of(name)
+            for drift, following in pairwise([*drifts, np.inf])
         ]  # fmt: skip
         return np.array(times).reshape(len(self.seeds), len(drifts))
 

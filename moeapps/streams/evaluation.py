@@ -175,7 +175,6 @@ class Evaluation:
     def _look_inside(self, name: str, model: Any, stop: int) -> None:
         """Record what the model tells about its experts."""
         record = self.records[name]
-        used: np.ndarray
         if hasattr(model, "statistics"):
             told = model.statistics()
             # The model counts the instances it has learnt; the stream is `delay` ahead of it.
@@ -209,7 +208,7 @@ class Evaluation:
                 with atomic_write(path) as file:
                     pickle.dump(model, file)
             files[name] = [path.name, file_digest(path)]
-        arrays = {"seen": self._references.seen}
+        arrays: dict[str, np.ndarray] = {"seen": self._references.seen}
         for index, (name, record) in enumerate(self.records.items()):
             arrays |= {f"{index}/{key}": array for key, array in record.arrays().items()}
             arrays[f"{index}/used"] = self._used[name]

@@ -12,7 +12,7 @@ from moeapps.cli.quickstart_graphs import MODELS, _reading
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("quickstart")
-    assert main(["quickstart", "--fast", "--out", str(path)]) == 0
+    assert main(["quickstart", "graphs", "--fast", "--out", str(path)]) == 0
     return path
 
 

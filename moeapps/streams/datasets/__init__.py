@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moeapps.data.card import DatasetCard
-from moeapps.errors import ArgumentError, MissingExtraError, UnknownNameError
+from moeapps.errors import ArgumentError, UnknownNameError
+from moeapps.lazy import needs_extra
 from moeapps.streams.datasets.own_csv import load_csv
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def load(
     known = card(name)
     if limit is not None and limit < 0:
         raise ArgumentError(f"limit={limit} is negative. Choose the number of instances wanted.")
-    try:
+    with needs_extra("streams"):
         read: Callable[..., Stream] = importlib.import_module(DATASETS[known.name]).load
         parameters = inspect.signature(read).parameters
         if unknown := sorted(set(args) - set(parameters)):
@@ -133,11 +134,6 @@ def load(
             )
         places = {"seed": seed} if known.synthetic else {"root": root, "download": download}
         return read(known, limit=limit, **places, **args)
-    except ModuleNotFoundError as error:
-        package = (error.name or "").split(".")[0]
-        if package in ("numba", "river", "pandas"):
-            raise MissingExtraError("streams", package) from error
-        raise
 
 
 def _canonical(name: str) -> str:

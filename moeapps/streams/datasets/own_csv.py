@@ -7,7 +7,8 @@ import numpy as np
 
 from moeapps.data.card import DatasetCard
 from moeapps.data.integrity import reading
-from moeapps.errors import ArgumentError, DataNotFoundError, MissingExtraError, UnknownNameError
+from moeapps.errors import ArgumentError, DataNotFoundError, UnknownNameError
+from moeapps.lazy import needs_extra
 from moeapps.streams.datasets.recorded import PREQUENTIAL, coded, from_arrays
 from moeapps.streams.datasets.stream import Stream
 
@@ -42,10 +43,8 @@ def load_csv(path: str | Path, target: str, *, limit: int | None = None) -> Stre
             f"{path} does not exist. Expected a CSV file with a header: check the path, or take a "
             "name from: moeapps data list"
         )
-    try:
+    with needs_extra("streams"):
         import pandas as pd
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("streams", "pandas") from error
     with reading(path):
         frame = pd.read_csv(path, nrows=limit)
     if target not in frame.columns:

@@ -111,7 +111,7 @@ class Stream:
         for first in range(start, self._length, size):
             yield self._rows(first, min(first + size, self._length))
 
-    def dicts(self, X: np.ndarray, y: np.ndarray) -> Iterator[tuple[dict[str, Any], Any]]:  # noqa: N803
+    def dicts(self, X: np.ndarray, y: np.ndarray) -> Iterator[tuple[dict[Any, Any], Any]]:  # noqa: N803
         """Rows of a chunk as (dict, label) pairs."""
         for row, label in zip(X.tolist(), y.tolist(), strict=True):
             x = {
@@ -121,7 +121,7 @@ class Stream:
             }
             yield x, self.class_names[label]
 
-    def __iter__(self) -> Iterator[tuple[dict[str, Any], Any]]:
+    def __iter__(self) -> Iterator[tuple[dict[Any, Any], Any]]:
         for X, y in self.chunks(1_000):  # noqa: N806
             yield from self.dicts(X, y)
 
