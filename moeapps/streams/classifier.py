@@ -103,11 +103,11 @@ class StreamClassifier(base.MiniBatchClassifier):
         """
         if not 0.0 <= w < np.inf:
             raise _bad_weight(w)
+        label = self._labels.find(y)
         row = self._columns.encode_usual(x)
         grown = row is None and self._columns.learn(x)
-        known = len(self._labels)
-        label = self._labels.add(y)
-        if grown or not self._begun or label == known:
+        if grown or not self._begun or label is None:
+            label = self._labels.add(y)
             self._make_room()
         if row is None:
             row = self._columns.encode(x)
@@ -151,10 +151,9 @@ class StreamClassifier(base.MiniBatchClassifier):
         import pandas as pd
 
         if not self._labels:
-            return pd.Series(None, index=X.index, dtype=object)
+            return pd.Series([None] * len(X), index=X.index, dtype=object)
         classes = self._predict_batch(as_batch(self._columns, X)).argmax(1)
-        labels = [*self._labels]
-        return pd.Series([labels[c] for c in classes], index=X.index)
+        return pd.Series(self.classes_[classes], index=X.index)
 
     # scikit-learn.
 
@@ -228,6 +227,11 @@ class StreamClassifier(base.MiniBatchClassifier):
             ``[N]`` predicted labels. A row before the first known label gets the first of
             ``classes``, or of ``y``.
         """
+        if delay < 0:
+            raise ArgumentError(
+                f"delay={delay} would be a label from the future. Expected a number of rows from "
+                "0; leave it out for labels that arrive at once."
+            )
         batch = self._array_batch(X, learning=True)
         self._announce(classes)
         targets = self._targets(batch, y, sample_weight)

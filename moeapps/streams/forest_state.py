@@ -22,7 +22,7 @@ weights               ``[R,1+V]``  per nominal column: weight of all values, and
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -97,6 +97,10 @@ class Forest(NamedTuple):
     layout: np.ndarray
     settings: np.ndarray
     scores: np.ndarray
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickles and copies hold neither free nor working memory: predicting does not change them.
+        return forest_from_arrays, (forest_arrays(self),)
 
 
 def new_forest(

@@ -30,6 +30,13 @@ class Labels:
     def __iter__(self) -> Iterator[Hashable]:
         return iter(self.index)
 
+    def find(self, label: Hashable) -> int | None:
+        """Index of a known label."""
+        try:
+            return self.index.get(label)
+        except TypeError as error:
+            raise _unhashable(label) from error
+
     def add(self, label: Hashable) -> int:
         """Index of a label, which is new or known."""
         try:

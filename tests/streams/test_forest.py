@@ -6,7 +6,7 @@ from moeapps.errors import ArgumentError
 from moeapps.streams import forest
 from moeapps.streams.forest_state import FREE_NODES, FREE_ROWS, TOTAL_LEAVES
 
-QUICK = dict(grace_period=20, delta=0.1, tau=0.2)
+QUICK = {"grace_period": 20, "delta": 0.1, "tau": 0.2}
 
 
 def stream(seed, n=1500):
@@ -20,7 +20,7 @@ def stream(seed, n=1500):
 
 
 def make(num_trees=1, **options):
-    shape = dict(num_numeric=2, num_values=[3, 3], num_classes=3)
+    shape = {"num_numeric": 2, "num_values": [3, 3], "num_classes": 3}
     return forest.new_forest(num_trees, **(shape | QUICK | options))
 
 

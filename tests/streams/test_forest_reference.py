@@ -1,5 +1,6 @@
 """The compiled forest against a slow, obvious tree written from the equations."""
 
+import itertools
 import math
 from collections import Counter, defaultdict
 
@@ -305,9 +306,9 @@ def mixed_stream(seed, n=2500, missing=0.1):
 )
 def test_forest_equals_the_reference(options, seed):
     X, y, w = mixed_stream(seed)
-    settings = dict(num_numeric=4, num_values=NUM_VALUES, num_classes=3)
+    settings = {"num_numeric": 4, "num_values": NUM_VALUES, "num_classes": 3}
     # No sum of weights is the grace period, so rounding cannot decide when to try.
-    settings |= dict(grace_period=40.1, delta=0.05, tau=0.15) | options
+    settings |= {"grace_period": 40.1, "delta": 0.05, "tau": 0.15} | options
     trees = forest.new_forest(1, **settings)
     probas, trees = probabilities(trees, X, y, w, 3)
     reference = ReferenceTree(**settings)
@@ -326,13 +327,13 @@ def test_growing_forest_equals_the_reference():
     X[900, 5] = 2
     X[:500, 3] = np.nan  # columns that come later
     X[:1200, 6] = np.nan
-    settings = dict(grace_period=40.1, delta=0.05, tau=0.15)
+    settings = {"grace_period": 40.1, "delta": 0.05, "tau": 0.15}
     stages = {0: (3, [2, 2], 1), 300: (3, [2, 2], 2), 500: (4, [2, 2], 2), 600: (4, [2, 2], 3)}
     stages |= {900: (4, [2, 3], 3), 901: (4, [2, 4], 3), 1200: (4, [2, 4, 7], 3)}
     trees = forest.new_forest(1, num_numeric=3, num_values=[2, 2], num_classes=1, **settings)
     reference = ReferenceTree(4, [2, 2, 0], 1, **settings)
     starts = [*stages, len(X)]
-    for start, stop in zip(starts, starts[1:], strict=False):
+    for start, stop in itertools.pairwise(starts):
         num_numeric, num_values, num_classes = stages[start]
         trees = forest.with_columns(trees, num_numeric, num_values)
         trees = forest.with_classes(trees, num_classes)
@@ -352,8 +353,13 @@ def test_growing_forest_equals_the_reference():
 @pytest.mark.parametrize("binary", [True, False])
 def test_value_never_seen_equals_the_reference(binary):
     X, y, w = mixed_stream(6)
-    settings = dict(num_numeric=4, num_values=NUM_VALUES, num_classes=3, binary_split=binary)
-    settings |= dict(grace_period=40.1, delta=0.05, tau=0.15)
+    settings = {
+        "num_numeric": 4,
+        "num_values": NUM_VALUES,
+        "num_classes": 3,
+        "binary_split": binary,
+    }
+    settings |= {"grace_period": 40.1, "delta": 0.05, "tau": 0.15}
     _, trees = probabilities(forest.new_forest(1, **settings), X, y, w, 3)
     reference = ReferenceTree(**settings)
     for t in range(len(X)):
