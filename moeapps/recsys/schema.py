@@ -361,7 +361,8 @@ def as_tasks(tasks: Iterable[Task | Mapping[str, Any] | str]) -> tuple[Task, ...
     """Tasks from themselves, their plain form, or names of binary tasks.
 
     Raises:
-        ArgumentError: There is none, or a name occurs twice.
+        ArgumentError: There is none, or a name occurs twice or is ``"shared"``, which models call
+            what belongs to no task.
 
     Example:
         >>> [task.type for task in as_tasks(["click", {"name": "rating", "type": "regression"}])]
@@ -374,8 +375,10 @@ def as_tasks(tasks: Iterable[Task | Mapping[str, Any] | str]) -> tuple[Task, ...
         for task in tasks
     )  # fmt: skip
     names = [task.name for task in built]
-    if not names or len(set(names)) < len(names):
-        raise ArgumentError(f"tasks are {names}. Expected one or more tasks of different names.")
+    if not names or len(set(names)) < len(names) or "shared" in names:
+        raise ArgumentError(
+            f"tasks are {names}. Expected one or more tasks of different names, none 'shared'."
+        )
     return built
 
 
