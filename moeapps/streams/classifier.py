@@ -12,6 +12,7 @@ from moeapps.errors import ArgumentError, CheckpointError
 from moeapps.streams import saving
 from moeapps.streams.batches import ArrayBatch, RecordBatch, as_batch
 from moeapps.streams.columns import Columns
+from moeapps.streams.compiling import announce
 from moeapps.streams.labels import Labels
 
 if TYPE_CHECKING:
@@ -341,6 +342,7 @@ class StreamClassifier(base.MiniBatchClassifier):
         if self._begun:
             self._grow(self._columns.num_numeric, self._columns.num_values, len(self._labels))
         else:
+            announce()
             self._begin(self._columns, len(self._labels))
             self._begun = True
 

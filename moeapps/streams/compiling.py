@@ -4,6 +4,8 @@ numba compiles a kernel at its first call and keeps it on disk, beside the sourc
 cannot be written, in the user's cache. The first call after an installation or upgrade is slow.
 """
 
+import functools
+import logging
 from pathlib import Path
 
 
@@ -19,6 +21,16 @@ def is_compiled() -> bool:
     source = Path(str(forest.__file__))
     kernels = list(Path(str(forest.learn.stats.cache_path)).glob(f"{source.stem}.learn-*.nbi"))
     return any(kernel.stat().st_mtime >= source.stat().st_mtime for kernel in kernels)
+
+
+@functools.cache
+def announce() -> None:
+    """Say through the log, once, that the call just made will take a while because it compiles."""
+    if not is_compiled():
+        logging.getLogger(__name__).warning(
+            "moeapps.streams compiles its kernels: this takes a minute or two, once per "
+            "installation. To do it beforehand run: moeapps doctor --compile"
+        )
 
 
 def compile_all() -> None:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moeapps.errors import ArgumentError, CheckpointError
+from moeapps.streams import compiling
 from moeapps.streams.hoeffding_tree import HoeffdingTree
 
 QUICK = {"grace_period": 25, "delta": 0.05, "tau": 0.2}
@@ -322,3 +323,14 @@ def test_other_class_refuses_the_file(tmp_path):
     tree().save(tmp_path / "m.npz")
     with pytest.raises(CheckpointError, match=r"HoeffdingTree\.load"):
         Other.load(tmp_path / "m.npz")
+
+
+def test_compiling_is_announced_once(monkeypatch, caplog):
+    monkeypatch.setattr(compiling, "is_compiled", lambda: False)
+    compiling.announce.cache_clear()
+    for _ in range(3):
+        tree().learn_one({"a": 1}, "x")
+    assert [record.message for record in caplog.records] == [caplog.records[0].message]
+    assert "moeapps doctor --compile" in caplog.text
+    monkeypatch.undo()
+    compiling.announce.cache_clear()
