@@ -314,13 +314,17 @@ def reading(results: Results) -> str:
     unequal = {len(record.ends) for record in results.records.values()}
     if len(unequal) > 1:
         text += " Seeds that did not get to the end count as far as they got."
-    return (
-        f"{text}\n\nkappa-M is the gain over always saying the class most frequent so far, "
-        "kappa-temporal the gain over repeating the last label; 0 is no gain, 100 is perfect. "
-        "CPU seconds count the model's own work, not the making of the stream. \"Instances to "
-        'recover" is a mean over the changes and seeds of which the number is given; the other '
-        "changes were not recovered from."
+    text += (
+        "\n\nkappa-M is the gain over always saying the class most frequent so far, kappa-temporal "
+        "the gain over repeating the last label; 0 is no gain, 100 is perfect. CPU seconds count "
+        "the model's own work, not the making of the stream."
     )
+    if results.drifts:
+        text += (
+            ' "Instances to recover" is a mean over as many changes and seeds as it says; the '
+            "others were not recovered from."
+        )
+    return text
 
 
 def figures(results: Results) -> "dict[str, Figure]":

@@ -12,8 +12,8 @@ from moeapps.plots.style import COLOURS, MUTED, PERCENT, SEQUENTIAL, new_figure,
 MAX_POINTS = 150  # of a line; more windows are averaged
 
 CAPTIONS = {
-    "accuracy": "Accuracy per window, mean of the seeds. Dashed lines are the true changes of the "
-    "stream (a band is a gradual change); ticks below are the changes that each model saw.",
+    "accuracy": "Accuracy per window, mean of the seeds. Dashed lines are known changes of the "
+    "stream (a band: a gradual one); ticks below are the changes that a model saw, first seed.",
     "living": "Experts that are alive at the end of each window.",
     "usage": "Share of the answers that each expert gave, over time. A change of the pattern shows "
     "that the gate turned to other experts.",
@@ -140,14 +140,17 @@ def expert_usage(
     with np.errstate(invalid="ignore"):
         share = rows / rows.sum(axis=0)
     edges = np.concatenate([[0], x])
+    # At the start one expert often has everything; it must not take all the colours.
+    top = float(np.nanquantile(share, 0.98))
     image = axis.pcolormesh(
-        edges, np.arange(experts + 1) - 0.5, share, cmap=SEQUENTIAL, vmin=0, rasterized=True
+        edges, np.arange(experts + 1) - 0.5, share, cmap=SEQUENTIAL, vmin=0, vmax=top or 1.0
     )
     axis.set_yticks(range(0, experts, 1 if experts <= 20 else experts // 10))
     axis.xaxis.set_major_formatter(_THOUSANDS)
     for drift in drifts:
         axis.axvline(drift, color="white", linestyle="--", linewidth=1.2)
-    bar = figure.colorbar(image, ax=axis, label="share of answers")
+    above = "max" if np.nanmax(share) > top else "neither"
+    bar = figure.colorbar(image, ax=axis, label="share of answers", extend=above)
     bar.ax.yaxis.set_major_formatter(PERCENT)
     return figure
 
