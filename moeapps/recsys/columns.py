@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moeapps.recsys.vocabularies import MISSING
+
 Array = NDArray[Any]
 Columns = dict[str, Any]
 
@@ -28,6 +30,40 @@ def take_columns(columns: Mapping[str, Any], rows: Array | slice) -> dict[str, A
         ([9, 7, 8], [0, 1])
     """
     return {name: _take(column, rows) for name, column in columns.items()}
+
+
+def match_rows(keys: Array, known: Array) -> Array:
+    """For each key the row of ``known`` that holds it, -1 where none does.
+
+    Example:
+        >>> match_rows(np.array([7, 5, 9]), np.array([5, 7])).tolist()
+        [1, 0, -1]
+    """
+    if not len(known):
+        return np.full(len(keys), -1)
+    order = np.argsort(known, kind="stable")
+    place = np.searchsorted(known, keys, sorter=order).clip(max=len(known) - 1)
+    rows = order[place]
+    return np.where(known[rows] == keys, rows, -1)
+
+
+def take_known(columns: Mapping[str, Any], rows: Array) -> Columns:
+    """Rows of columns as `take_columns` gives them, with missing values where a row is -1."""
+    gaps = rows < 0
+    if not gaps.any():
+        return take_columns(columns, rows)
+    return {name: _take_known(column, rows, gaps) for name, column in columns.items()}
+
+
+def _take_known(column: Any, rows: Array, gaps: Array) -> Any:
+    if isinstance(column, tuple):
+        values, offsets = column
+        return _take((values, np.append(offsets, len(values))), np.where(gaps, len(offsets), rows))
+    if column.dtype == object:
+        return np.append(column, "")[rows]  # row -1 is the text appended
+    if column.dtype.kind == "f":
+        return np.append(column, np.nan)[rows]
+    return np.append(column.astype(np.int64), MISSING)[rows]
 
 
 def _take(column: Any, rows: Array | slice) -> Any:

@@ -7,7 +7,7 @@ as objects (gaps are empty), lists as a pair of values and offsets.
 import re
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class CsvFormat:
         encoding: Of the file.
         quoted: Whether ``"`` puts a text that holds the delimiter into quotes.
         strip: Leave out blanks around texts.
+        skip: Lines before the table.
     """
 
     names: tuple[str, ...] | None = None
@@ -57,6 +58,7 @@ class CsvFormat:
     encoding: str = "utf8"
     quoted: bool = True
     strip: bool = False
+    skip: int = 0
 
     def __post_init__(self) -> None:
         for kind in self.types.values():
@@ -118,9 +120,7 @@ class Blocks:
         self.files: list[_ParquetFile | _CsvFile] = []
         for path in _expand(paths):
             if path.stat().st_size == 0:
-                raise DataIntegrityError(
-                    f"{path} is empty. Expected rows of a table: write or fetch it again."
-                )
+                raise _empty(path)
             if path.suffix.lower() in (".parquet", ".pq"):
                 self.files.append(_ParquetFile(path, columns))
             else:
@@ -177,14 +177,15 @@ class _CsvFile:
         self.csv = csv
         self.offsets: list[tuple[int, int]] = []
         self.rows: list[int] = []
-        self.header_lines = int(csv.names is None)
+        self.lines_before = csv.skip + int(csv.names is None)
         self._cut(block_bytes)
-        self.names = csv.names or self._header()
-        self.columns = _chosen(path, columns, self.names)
+        if csv.names is None:
+            self.csv = replace(csv, names=self._header())
+        self.columns = _chosen(path, columns, self.csv.names or ())
         self.types = {name: _TYPES[kind] for name, kind in csv.types.items()}
         if self.rows:
-            first = self._table(0)
-            self.types |= {name: _lasting(first.schema.field(name).type) for name in self.columns}
+            first = self._table(0).schema
+            self.types |= {name: _lasting(first.field(name).type) for name in self.columns}
 
     def read(self, index: int) -> dict[str, Any]:
         table = self._table(index)
@@ -193,71 +194,99 @@ class _CsvFile:
         }
 
     def _cut(self, block_bytes: int) -> None:
+        size = self.path.stat().st_size
         with self.path.open("rb") as stream:
-            if self.header_lines:
+            for _ in range(self.lines_before):
                 stream.readline()
-            while True:
-                start = stream.tell()
+            while (start := stream.tell()) < size:
                 block = stream.read(block_bytes)
-                block += stream.readline() if block and not block.endswith(b"\n") else b""
-                if not block:
-                    return
-                self.offsets.append((start, len(block)))
-                self.rows.append(block.count(b"\n") + (not block.endswith(b"\n")))
+                block += b"" if block.endswith(b"\n") else stream.readline()
+                if stream.tell() == size:
+                    block = block.rstrip(b"\r\n")  # some files end with empty lines
+                if block:
+                    self.offsets.append((start, len(block)))
+                    self.rows.append(block.count(b"\n") + (not block.endswith(b"\n")))
 
     def _header(self) -> tuple[str, ...]:
         with self.path.open("rb") as stream:
-            line = stream.readline()
+            line = [stream.readline() for _ in range(self.lines_before)][-1]
         with reading(self.path):
             table = pyarrow.csv.read_csv(
                 pa.BufferReader(line),
                 read_options=pyarrow.csv.ReadOptions(encoding=self.csv.encoding),
-                parse_options=self._parsing,
+                parse_options=_parsing(self.csv),
             )
         return tuple(name.strip() for name in table.column_names)
 
-    @property
-    def _parsing(self) -> pyarrow.csv.ParseOptions:
-        quote = '"' if self.csv.quoted else False
-        return pyarrow.csv.ParseOptions(
-            delimiter=self.csv.delimiter, quote_char=quote, ignore_empty_lines=False
-        )
-
-    def _table(self, index: int, *, use_threads: bool = True) -> pa.Table:
+    def _table(self, index: int) -> pa.Table:
         start, length = self.offsets[index]
         with self.path.open("rb") as stream:
             stream.seek(start)
             block = stream.read(length)
-        try:
-            return pyarrow.csv.read_csv(
-                pa.BufferReader(block),
-                read_options=pyarrow.csv.ReadOptions(
-                    column_names=list(self.names), encoding=self.csv.encoding,
-                    use_threads=use_threads, block_size=max(length, 1),
-                ),
-                parse_options=self._parsing,
-                convert_options=pyarrow.csv.ConvertOptions(
-                    column_types=self.types, include_columns=self.columns
-                ),
-            )  # fmt: skip
-        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-            if use_threads:  # only a single thread counts rows
-                return self._table(index, use_threads=False)
-            raise self._refused(index, str(error)) from error
+        first_line = self.lines_before + sum(self.rows[:index])
+        return _parse(self.path, block, self.csv, self.types, self.columns, first_line)
 
-    def _refused(self, index: int, message: str) -> DataIntegrityError:
-        where = ""
-        if found := re.search(r"In CSV column #(\d+): ?", message):
-            where = f", column {self.columns[int(found[1])]!r}"
-            message = message.replace(found[0], "")
-        if found := re.search(r"Row #(\d+): ?", message):
-            line = sum(self.rows[:index]) + int(found[1]) + self.header_lines
-            where = f", line {line}{where}"
-            message = message.replace(found[0], "")
-        return DataIntegrityError(
-            f"{self.path}{where}: {message}. Expected the number of columns and the types of "
-            "its first rows, or those stated for it: correct the file or state other types."
-        )
+
+def read_csv_bytes(path: Path, content: bytes, csv: CsvFormat) -> dict[str, Any]:
+    """The columns of a table in memory that came, changed, from a file without a header.
+
+    Raises:
+        DataIntegrityError: The table is empty, or a value has another type.
+    """
+    if not content:
+        raise _empty(path)
+    types = {name: _TYPES[kind] for name, kind in csv.types.items()}
+    table = _parse(path, content, csv, types, list(csv.names or ()), 0)
+    return {name: _to_numpy(path, name, table[name], csv.strip) for name in table.column_names}
+
+
+def _parsing(csv: CsvFormat) -> pyarrow.csv.ParseOptions:
+    quote = '"' if csv.quoted else False
+    return pyarrow.csv.ParseOptions(
+        delimiter=csv.delimiter, quote_char=quote, ignore_empty_lines=False
+    )
+
+
+def _parse(
+    path: Path, block: bytes, csv: CsvFormat, types: Mapping[str, pa.DataType],
+    columns: list[str], first_line: int, *, use_threads: bool = True,
+) -> pa.Table:  # fmt: skip
+    try:
+        return pyarrow.csv.read_csv(
+            pa.BufferReader(block),
+            read_options=pyarrow.csv.ReadOptions(
+                column_names=list(csv.names or ()), encoding=csv.encoding,
+                use_threads=use_threads, block_size=max(len(block), 1),
+            ),
+            parse_options=_parsing(csv),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=types, include_columns=columns
+            ),
+        )  # fmt: skip
+    except (pa.ArrowInvalid, UnicodeDecodeError) as error:
+        if use_threads:  # only a single thread counts rows
+            return _parse(path, block, csv, types, columns, first_line, use_threads=False)
+        raise _refused(path, columns, first_line, str(error)) from error
+
+
+def _refused(path: Path, columns: list[str], first_line: int, message: str) -> DataIntegrityError:
+    where = ""
+    if found := re.search(r"In CSV column #(\d+): ?", message):
+        where = f", column {columns[int(found[1])]!r}"
+        message = message.replace(found[0], "")
+    if found := re.search(r"Row #(\d+): ?", message):
+        where = f", line {first_line + int(found[1])}{where}"
+        message = message.replace(found[0], "")
+    return DataIntegrityError(
+        f"{path}{where}: {message}. Expected the number of columns and the types of its first "
+        "rows, or those stated for it: the file is cut short or another one. Correct or fetch it."
+    )
+
+
+def _empty(path: Path) -> DataIntegrityError:
+    return DataIntegrityError(
+        f"{path} is empty. Expected rows of a table: write or fetch it again."
+    )
 
 
 def _chosen(path: Path, columns: Many[str] | None, known: Many[str]) -> list[str]:
@@ -301,7 +330,8 @@ def _to_numpy(path: Path, name: str, column: pa.ChunkedArray, strip: bool = Fals
         )
     if pa.types.is_integer(column.type) and column.null_count:
         return _with_gaps(path, name, column)
-    return column.to_numpy()
+    array = column.to_numpy()
+    return array if array.flags.writeable else array.copy()  # tensors made of it are written to
 
 
 def _with_gaps(path: Path, name: str, column: pa.ChunkedArray) -> Array:

@@ -14,7 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moeapps.data.card import DatasetCard
-from moeapps.errors import ArgumentError, MissingExtraError, UnknownNameError
+from moeapps.errors import (
+    ArgumentError,
+    DataIntegrityError,
+    MissingExtraError,
+    UnknownNameError,
+)
 
 if TYPE_CHECKING:
     from moeapps.recsys.datasets.tables import Tables
@@ -39,6 +44,7 @@ DATASETS: dict[str, str] = {
     "kuairec": f"{_HERE}.kuairec",
     "tenrec-qk-video": f"{_HERE}.tenrec",
     "tenrec-qb-video": f"{_HERE}.tenrec",
+    "tenrec-ctr-1m": f"{_HERE}.tenrec",
     "tiktok": f"{_HERE}.tiktok",
     "movielens-1m": f"{_HERE}.movielens",
     "movielens-100k": f"{_HERE}.movielens",
@@ -130,6 +136,10 @@ def load(
         if (error.name or "").split(".")[0] == "pyarrow":
             raise MissingExtraError("recsys", "pyarrow") from error
         raise
+    except (DataIntegrityError, UnknownNameError) as error:
+        if not known.files:
+            raise
+        raise DataIntegrityError(f"{error} Official page: {known.source}, {known.url}") from error
 
 
 def make_fixture(name: str, root: str | Path, rows: int = 400, seed: int = 0) -> Path:

@@ -164,7 +164,7 @@ def read(
 
     return Tables(
         schema,
-        tuple(Task(name) for name in names),
+        tuple(Task(name, group=name) for name in names),
         labelled(train), labelled(val), labelled(test), _SPLIT_SOURCE,
     )  # fmt: skip
 
