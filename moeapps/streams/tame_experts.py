@@ -1,8 +1,7 @@
 """The experts TAME switches between: torch modules on mini-batches, or trees on single rows."""
 
-import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol
 
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moeapps.errors import ArgumentError, CheckpointError
+from moeapps.streams.expert_pool import ExpertPool
+from moeapps.streams.tame_pruning import prune_and_retrain
 
 TREE_SMOOTHING = 0.02  # a tree that is sure and wrong has a finite loss
 
@@ -28,10 +29,11 @@ class Batch(NamedTuple):
     rows: NDArray[np.float64] | None = None  # [B, d], NaN where missing
 
 
-class ExpertPool(Protocol):
+class Experts(Protocol):
     """What TAME asks of its experts."""
 
     def __len__(self) -> int: ...
+
     def add(self, shape: tuple[int, ...], num_classes: int, seed: int) -> None:
         """One more, untrained expert."""
 
@@ -44,17 +46,14 @@ class ExpertPool(Protocol):
     def predict(self, expert: int, batch: Batch) -> Tensor:
         """Class probabilities ``[B, C]``, float64."""
 
-    def widen(self, width: int | None, num_classes: int) -> None:
+    def widen(self, shape: tuple[int, ...], num_classes: int) -> None:
         """More features or classes."""
 
-    def state(self) -> dict[str, NDArray[Any]]: ...
-    def restore(
-        self,
-        arrays: dict[str, NDArray[Any]],
-        count: int,
-        shape: tuple[int, ...],
-        num_classes: int,
-    ) -> None: ...
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Everything the experts learned."""
+
+    def restore(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """Continue from :meth:`state`; as many untrained experts are there already."""
 
 
 @contextmanager
@@ -118,12 +117,25 @@ class TorchExperts:
         self.device = device
         self.modules: list[nn.Module] = []
         self.optimizers: list[torch.optim.Optimizer] = []
+        self.size: tuple[tuple[int, ...], int] = ((), 0)  # of an input; classes
 
     def __len__(self) -> int:
         return len(self.modules)
 
+    def __getstate__(self) -> dict[str, Any]:  # arrays: their bytes depend on nothing else
+        built = {"modules": len(self), "optimizers": self.state()}
+        return self.__dict__ | built
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        count, arrays = state["modules"], state["optimizers"]
+        self.__dict__.update(state | {"modules": [], "optimizers": []})
+        for _ in range(count):
+            self.add(*self.size, seed=0)
+        self.restore(arrays)
+
     def add(self, shape: tuple[int, ...], num_classes: int, seed: int) -> None:
         """One more module."""
+        self.size = shape, num_classes
         with seeded(seed):
             module = self.factory(math.prod(shape), num_classes).to(self.device)
         self.modules.append(module)
@@ -165,56 +177,91 @@ class TorchExperts:
         logits = module(x.to(self.device))
         return logits.sigmoid() if self.squash else logits
 
-    def widen(self, width: int | None, num_classes: int) -> None:
+    def prune(
+        self,
+        expert: int,
+        x: Tensor,
+        y: Tensor,
+        sparsity: float,
+        *,
+        epochs: int,
+        rng: np.random.Generator,
+    ) -> None:
+        """Set the smallest weights of an expert to 0 and retrain the others on these rows."""
+        module = self.modules[expert]
+
+        def loss(rows: Tensor) -> Tensor:
+            return self.mean_loss(module, Batch(x[rows], y[rows], torch.ones(len(rows))))
+
+        with seeded(int(rng.integers(2**62))):
+            prune_and_retrain(
+                module, loss, len(x),
+                sparsity=sparsity, epochs=epochs, lr=0.1, batch_size=128, rng=rng,
+            )  # fmt: skip
+        self.optimizers[expert] = self.optimizer_fn(module.parameters(), lr=self.lr)
+
+    def widen(self, shape: tuple[int, ...], num_classes: int) -> None:
         """Grow the first and the last linear layer."""
+        self.size = shape, num_classes
+        width = shape[0] if len(shape) == 1 else None
         for module, optimizer in zip(self.modules, self.optimizers, strict=True):
             widen(module, optimizer, num_features=width, num_outputs=num_classes)
 
     def state(self) -> dict[str, NDArray[Any]]:
         """Weights and what the optimisers remember."""
-        arrays: dict[str, NDArray[Any]] = {}
-        for i, (module, optimizer) in enumerate(zip(self.modules, self.optimizers, strict=True)):
-            for name, tensor in module.state_dict().items():
-                arrays[f"{i}/weights/{name}"] = tensor.cpu().numpy().copy()
-            for index, memory in optimizer.state_dict()["state"].items():
-                for name, value in memory.items():
-                    if value is not None:
-                        arrays[f"{i}/memory/{index}/{name}"] = np.array(
-                            torch.as_tensor(value).cpu()
-                        )
-        return arrays
+        return {
+            f"{i}/{name}": array
+            for i, pair in enumerate(zip(self.modules, self.optimizers, strict=True))
+            for name, array in learner_arrays(*pair).items()
+        }
 
-    def restore(
-        self,
-        arrays: dict[str, NDArray[Any]],
-        count: int,
-        shape: tuple[int, ...],
-        num_classes: int,
-    ) -> None:
-        """Continue from :meth:`state`."""
-        self.modules, self.optimizers = [], []
-        for i in range(count):
-            self.add(shape, num_classes, seed=0)
-            mine = {k.split("/", 1)[1]: v for k, v in arrays.items() if k.startswith(f"{i}/")}
-            weights = {
-                k.removeprefix("weights/"): torch.from_numpy(v.copy())
-                for k, v in mine.items()
-                if k.startswith("weights/")
-            }
-            try:
-                self.modules[i].load_state_dict(weights)
-            except RuntimeError as error:
-                raise CheckpointError(
-                    f"The saved experts do not fit the module that was built: {error}. Load with "
-                    "the same module factory as they were saved with."
-                ) from error
-            memory: dict[int, dict[str, Tensor]] = {}
-            for key, value in mine.items():
-                if key.startswith("memory/"):
-                    _, index, name = key.split("/")
-                    memory.setdefault(int(index), {})[name] = torch.from_numpy(value.copy())
-            optimizer = self.optimizers[i]
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": memory})
+    def restore(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """Continue from :meth:`state`; as many modules are there already."""
+        for i, pair in enumerate(zip(self.modules, self.optimizers, strict=True)):
+            restore_learner(*pair, below(f"{i}/", arrays))
+
+
+def below(prefix: str, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands under ``prefix``, without it.
+
+    Example:
+        >>> below("a/", {"a/x": 1, "b/x": 2})
+        {'x': 1}
+    """
+    return {k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)}
+
+
+def learner_arrays(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, NDArray[Any]]:
+    """Weights of a module and the memory of its optimiser."""
+    arrays = {f"weights/{k}": v.cpu().numpy().copy() for k, v in module.state_dict().items()}
+    for index, memory in optimizer.state_dict()["state"].items():
+        for name, value in memory.items():
+            if value is not None:
+                arrays[f"memory/{index}/{name}"] = np.array(torch.as_tensor(value).cpu())
+    return arrays
+
+
+def restore_learner(
+    module: nn.Module, optimizer: torch.optim.Optimizer, arrays: Mapping[str, NDArray[Any]]
+) -> None:
+    """The inverse of :func:`learner_arrays`.
+
+    Raises:
+        CheckpointError: The arrays are of another module.
+    """
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+    try:
+        module.load_state_dict(below("weights/", tensors))
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"The saved weights do not fit the module that was built: {error}. Load with the "
+            "module and selector they were saved with."
+        ) from error
+    memory: dict[int, dict[str, Tensor]] = {}
+    for key, value in below("memory/", tensors).items():
+        index, name = key.split("/")
+        memory.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": memory})
 
 
 def published_sgd(parameters: Any, lr: float) -> torch.optim.Optimizer:
@@ -260,7 +307,7 @@ def widen(
 
 
 def _pad(
-    parameter: nn.Parameter,
+    parameter: Tensor,
     optimizer: torch.optim.Optimizer | None,
     *,
     rows: int = 0,
@@ -277,101 +324,64 @@ def _pad(
 
 
 class TreeExperts:
-    r"""river classifiers that learn row by row; the loss is the log loss, smoothed.
+    r"""Trees, or other river classifiers, that learn row by row, with a smoothed log loss.
 
     .. math:: L = -\ln\big((1 - \alpha)\, p_y + \alpha / C\big), \qquad \alpha = 0.02
 
     Args:
-        prototype: Cloned for every expert, with seeds ``seed``, ``seed + 1``, ... if it has one.
-        num_numeric: Columns before the nominal ones; set again when columns are added.
-
-    Notes:
-        Nominal codes are handed on as text, which trees take as nominal.
-
-    Example:
-        >>> from river import naive_bayes
-        >>> experts = TreeExperts(naive_bayes.GaussianNB(), num_numeric=1)
-        >>> experts.add((1,), num_classes=2, seed=0)
-        >>> rows = np.zeros((1, 1))
-        >>> batch = Batch(torch.zeros(1, 1), torch.tensor([1]), torch.ones(1), rows)
-        >>> round(experts.loss(0, batch), 3)
-        0.693
+        make_pool: ``make_pool(num_experts, num_classes)`` makes the pool of classifiers.
     """
 
-    def __init__(self, prototype: Any, *, num_numeric: int = 0) -> None:
-        self.prototype = prototype
-        self.num_numeric = num_numeric
-        self.num_classes = 0
-        self.trees: list[Any] = []
-        self._takes_weight = "w" in inspect.signature(prototype.learn_one).parameters
+    def __init__(self, make_pool: Callable[[int, int], ExpertPool]) -> None:
+        self.make_pool = make_pool
+        self.pool: ExpertPool | None = None
+        self.count = self.num_classes = 0
 
     def __len__(self) -> int:
-        return len(self.trees)
+        return self.count
 
     def add(self, shape: tuple[int, ...], num_classes: int, seed: int) -> None:
-        """One more clone."""
-        has_seed = "seed" in self.prototype._get_params()
-        self.trees.append(self.prototype.clone({"seed": seed} if has_seed else None))
-        self.num_classes = num_classes
+        """One more classifier; the pool has seeds of its own."""
+        self.count, self.num_classes = self.count + 1, num_classes
+        if self.pool is None:
+            self.pool = self.make_pool(self.count, num_classes)
+        else:
+            self.pool.grow(self.count, num_classes)
 
     def loss(self, expert: int, batch: Batch) -> float:
         """Mean smoothed log loss."""
-        p = self.predict(expert, batch).gather(1, batch.y[:, None]).squeeze(1)
-        losses = -((1 - TREE_SMOOTHING) * p + TREE_SMOOTHING / self.num_classes).log()
-        return float((batch.w * losses).sum() / batch.w.sum())
+        proba, w = self.predict(expert, batch).numpy(), batch.w.numpy()
+        p = proba[np.arange(len(proba)), batch.y.numpy()]
+        losses = -np.log((1 - TREE_SMOOTHING) * p + TREE_SMOOTHING / self.num_classes)
+        return float((w * losses).sum() / w.sum())
 
     def learn(self, expert: int, batch: Batch, seed: int) -> None:
         """Row after row."""
+        assert self.pool is not None
         assert batch.rows is not None
-        for row, y, w in zip(batch.rows, batch.y.tolist(), batch.w.tolist(), strict=True):
-            if self._takes_weight:
-                self.trees[expert].learn_one(self._features(row), y, w=w)
-            elif w == 1:
-                self.trees[expert].learn_one(self._features(row), y)
-            else:
-                raise ArgumentError(
-                    f"{type(self.prototype).__name__}.learn_one takes no weight, but one row has "
-                    f"weight {w}. Leave sample_weight out or use HoeffdingTree."
-                )
+        train = np.zeros((len(batch.rows), self.count), bool)
+        train[:, expert] = True
+        self.pool.test_then_train(batch.rows, batch.y.numpy(), batch.w.double().numpy(), train)
 
     def predict(self, expert: int, batch: Batch) -> Tensor:
-        """Class probabilities; uniform while the tree knows no class."""
+        """Class probabilities."""
+        assert self.pool is not None
         assert batch.rows is not None
-        proba = torch.zeros(len(batch.rows), self.num_classes, dtype=torch.float64)
-        for i, row in enumerate(batch.rows):
-            for label, p in self.trees[expert].predict_proba_one(self._features(row)).items():
-                proba[i, label] = p
-        total = proba.sum(1, keepdim=True)
-        return torch.where(total > 0, proba / total, 1 / self.num_classes)
+        chosen = np.full(len(batch.rows), expert)
+        return torch.from_numpy(self.pool.proba(batch.rows, chosen))
 
-    def _features(self, row: NDArray[np.float64]) -> dict[str, float | str]:
-        known = [(j, value) for j, value in enumerate(row.tolist()) if not math.isnan(value)]
-        numeric = self.num_numeric
-        return {
-            f"x{j}" if j < numeric else f"v{j - numeric}": value if j < numeric else f"{value:g}"
-            for j, value in known
-        }
-
-    def widen(self, width: int | None, num_classes: int) -> None:
-        """Trees grow by themselves."""
+    def widen(self, shape: tuple[int, ...], num_classes: int) -> None:
+        """More features or classes."""
         self.num_classes = num_classes
+        if self.pool is not None:
+            self.pool.grow(self.count, num_classes)
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """States of native trees.
+        """What the pool learned; river classifiers other than ours refuse."""
+        assert self.pool is not None
+        return self.pool.state()
 
-        Raises:
-            ArgumentError: For other classifiers, which only pickle can save.
-        """
-        raise ArgumentError(
-            f"{type(self.prototype).__name__} experts can only be saved by pickle. Use "
-            "pickle.dump(model, file), or HoeffdingTree experts."
-        )
-
-    def restore(
-        self,
-        arrays: dict[str, NDArray[Any]],
-        count: int,
-        shape: tuple[int, ...],
-        num_classes: int,
-    ) -> None:
+    def restore(self, arrays: dict[str, NDArray[Any]]) -> None:
         """Continue from :meth:`state`."""
+        assert self.pool is not None
+        self.pool.restore(arrays)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from moeapps.streams.tame_experts import Batch, ExpertPool
+from moeapps.streams.tame_experts import Batch, Experts
 
 SD_FLOOR = 0.005  # of the published program: equal losses do not make every batch a change
 NUM_SD = 3.0
@@ -34,8 +34,8 @@ class LossWatch:
 
     Example:
         >>> watch = LossWatch(window=4, least=2)
-        >>> for loss in (0.5, 0.3, 0.3, 0.3, 0.3):
-        ...     watch.record(loss)
+        >>> for _ in range(9):
+        ...     watch.record(0.3)
         >>> round(watch.threshold, 3), watch.alarms(watch.after(0.3)), watch.alarms(watch.after(2))
         (0.315, False, True)
     """
@@ -55,12 +55,13 @@ class LossWatch:
         self.losses: deque[float] = deque([] if start is None else [start], maxlen=window)
         self.smooth = math.nan  # no loss yet
         self.recorded = 0
+        self._measure()
 
     def after(self, loss: float, smooth: float | None = None) -> float:
         """What :math:`s` becomes with ``loss``, from its last value or from ``smooth``."""
         last = self.smooth if smooth is None else smooth
-        if self.recorded == 0 and smooth is None:
-            return loss
+        if self.recorded <= self.burn_in and smooth is None:
+            return loss  # the first that counts
         return self.smoothing * loss + (1 - self.smoothing) * last
 
     def record(self, loss: float) -> None:
@@ -69,11 +70,17 @@ class LossWatch:
         self.recorded += 1
         if self.recorded > self.burn_in:
             self.losses.append(loss)
+            self._measure()
+
+    def _measure(self) -> None:
+        losses = np.array(self.losses)
+        self.mean = float(losses.mean()) if len(losses) else -math.inf
+        self.sd = max(float(losses.std()), SD_FLOOR) if len(losses) else 0.0
 
     @property
     def threshold(self) -> float:
         r""":math:`\tau`; minus infinity without losses."""
-        return self._above_mean(NUM_SD)
+        return self.mean + NUM_SD * self.sd
 
     def alarms(self, smooth: float) -> bool:
         """Whether the active expert's ``s`` says that the data changed; NaN does."""
@@ -83,17 +90,11 @@ class LossWatch:
 
     def rises(self, smooth: float) -> bool:
         """Whether ``s`` is more than one standard deviation above the mean."""
-        return len(self.losses) >= self.least and smooth > self._above_mean(1.0)
+        return len(self.losses) >= self.least and smooth > self.mean + self.sd
 
     def fits(self, smooth: float) -> bool:
         """Whether an inactive expert's ``s`` says that the data are its own."""
         return smooth < self.threshold
-
-    def _above_mean(self, num_sd: float) -> float:
-        if not self.losses:
-            return -math.inf
-        losses = np.array(self.losses)
-        return float(losses.mean() + num_sd * max(losses.std(), SD_FLOOR))
 
     def state(self) -> dict[str, Any]:
         """Everything that changes, as plain values."""
@@ -105,6 +106,7 @@ class LossWatch:
         self.losses = deque(state["losses"], maxlen=self.losses.maxlen)
         self.smooth = math.nan if state["smooth"] is None else state["smooth"]
         self.recorded = state["recorded"]
+        self._measure()
 
 
 class Switcher:
@@ -119,7 +121,8 @@ class Switcher:
         pool: The experts.
         make_watch: Makes the watch of a new expert.
         hold: Most batches that wait.
-        max_experts: At this number the expert with the lowest smoothed loss is taken again.
+        max_experts: At this number the expert with the lowest smoothed loss is taken again, and
+            its window starts anew.
         rng: Seeds of new experts and of what is random in a step.
         learned: Called with expert and batch after each step.
 
@@ -130,7 +133,7 @@ class Switcher:
 
     def __init__(
         self,
-        pool: ExpertPool,
+        pool: Experts,
         make_watch: Callable[[], LossWatch],
         *,
         hold: int,
@@ -159,34 +162,48 @@ class Switcher:
         """Learn one mini-batch; whether another expert took over."""
         before = self.active
         watch = self.watches[before]
-        self.smooth = watch.after(self._loss(before, batch), self.smooth if self.held else None)
+        losses = {before: self.pool.loss(before, batch)}
+        self.smooth = watch.after(losses[before], self.smooth if self.held else None)
         if watch.alarms(self.smooth):
-            shape = tuple(batch.x.shape[1:])
-            self.active = self._successor(batch, shape, num_classes)
+            self.active = self._successor(batch, num_classes, losses)
         elif watch.rises(self.smooth) and len(self.held) < self.hold:
             self.held.append(batch)
             return False
-        waiting, self.held = [*self.held, batch], []
-        for one in waiting:
-            self._learn(one)
+        held, self.held = self.held, []
+        for waiting in held:
+            self._learn(waiting)
+        self._learn(batch, None if held else losses.get(self.active))
         return self.active != before
 
-    def _successor(self, batch: Batch, shape: tuple[int, ...], num_classes: int) -> int:
+    def _successor(self, batch: Batch, num_classes: int, losses: dict[int, float]) -> int:
         smooth = {self.active: self.smooth}
         for i, watch in enumerate(self.watches):
             if i != self.active:
-                smooth[i] = watch.after(self._loss(i, batch))
+                losses[i] = self.pool.loss(i, batch)
+                smooth[i] = watch.after(losses[i])
                 if watch.fits(smooth[i]):
                     return i
         if self.max_experts is None or len(self.watches) < self.max_experts:
-            return self.create(shape, num_classes)
-        return min(smooth, key=lambda i: math.inf if math.isnan(smooth[i]) else smooth[i])
+            return self.create(tuple(batch.x.shape[1:]), num_classes)
+        closest = min(smooth, key=lambda i: math.inf if math.isnan(smooth[i]) else smooth[i])
+        self.watches[closest] = self.make_watch()  # it has a new task to learn
+        return closest
 
-    def _learn(self, batch: Batch) -> None:
+    def _learn(self, batch: Batch, loss: float | None = None) -> None:
         expert = self.active
-        self.watches[expert].record(self._loss(expert, batch))
+        self.watches[expert].record(self.pool.loss(expert, batch) if loss is None else loss)
         self.pool.learn(expert, batch, seed=int(self.rng.integers(2**62)))
         self.learned(expert, batch)
 
-    def _loss(self, expert: int, batch: Batch) -> float:
-        return self.pool.loss(expert, batch)
+    def state(self) -> dict[str, Any]:
+        """Everything but experts and held batches, as JSON values."""
+        smooth = None if math.isnan(self.smooth) else self.smooth
+        watches = [watch.state() for watch in self.watches]
+        return {"active": self.active, "smooth": smooth, "watches": watches}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state` with as many experts."""
+        self.active = state["active"]
+        self.smooth = math.nan if state["smooth"] is None else state["smooth"]
+        for watch, one in zip(self.watches, state["watches"], strict=True):
+            watch.restore(one)
