@@ -7,7 +7,7 @@ import numpy as np
 from moeapps.cli.quickstart import Part, Row
 from moeapps.cli.stream_models import build
 from moeapps.cli.stream_report import Results, figures
-from moeapps.streams.compiling import compile_all, is_compiled
+from moeapps.streams.compiling import announce, compile_all
 from moeapps.streams.datasets import load
 from moeapps.streams.evaluation import Evaluation
 from moeapps.streams.figures import CAPTIONS
@@ -46,9 +46,8 @@ def run(*, seeds: int, fast: bool, say: Callable[[str], None]) -> Part:
         fast: Short streams, to see whether everything runs.
         say: Where a line of progress goes.
     """
-    if not is_compiled():
-        say("streams: compiling the kernels, once after an installation (a minute or two)")
-    compile_all()
+    announce()
+    compile_all()  # or the first of the models would pay for it in the table
     results = {name: _run(name, fast, say) for name in (*REAL, DRIFTING)}
     rows = [_row(model, results) for model in MODELS]
     length = int(results[DRIFTING].facts["length"])

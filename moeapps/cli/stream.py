@@ -53,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
     """Start a run or go on with one."""
     from moeapps.cli.console import console
     from moeapps.cli.stream_report import summary_table, write_run_report
+    from moeapps.streams.compiling import announce
     from moeapps.training.runs import RunFolder
 
     if options.resume is not None:
@@ -70,7 +71,7 @@ def run(options: argparse.Namespace) -> int:
         folder.write_config(config)
         folder.write_environment()
     folder.check_writable()
-    _say_if_compiling()
+    announce()
     results = _execute(folder, config, options.checkpoint_seconds)
     write_run_report(folder, config, results)
     console().print(summary_table(results, config))
@@ -183,19 +184,6 @@ def _prepare(config: dict[str, Any], seed: int) -> "Evaluation":
         models, stream, delay=config["delay"], window=config["window"],
         keep_predictions=config["predictions"],
     )  # fmt: skip
-
-
-def _say_if_compiling() -> None:
-    """Tell why nothing seems to happen at first."""
-    from moeapps.cli.console import messages
-    from moeapps.streams.compiling import is_compiled
-
-    if not is_compiled():
-        messages().print(
-            "Compiling the kernels, once after an installation (a minute or two). "
-            "'moeapps doctor --compile' does it beforehand.",
-            markup=False,
-        )
 
 
 def _execute(folder: "RunFolder", config: dict[str, Any], every: float) -> "Results":
