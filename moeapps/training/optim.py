@@ -13,7 +13,7 @@ from moeapps.errors import ArgumentError, UnknownNameError
 
 Role = Literal["gates", "experts", "rest"]
 _ROLES: tuple[Role, ...] = ("gates", "experts", "rest")
-_OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,
@@ -105,12 +105,12 @@ def build_optimizer(
         >>> optimizer.defaults["momentum"]
         0.9
     """
-    if name not in _OPTIMIZERS:
-        raise UnknownNameError("optimiser", name, _OPTIMIZERS)
+    if name not in OPTIMIZERS:
+        raise UnknownNameError("optimiser", name, OPTIMIZERS)
     ours = ("gates", "experts", "gate_modules", "expert_modules")
     grouping = {key: options.pop(key) for key in ours if key in options}
     groups = parameter_groups(model, lr=lr, weight_decay=weight_decay, **grouping)
-    return _OPTIMIZERS[name](groups, lr=lr, weight_decay=weight_decay, **options)  # type: ignore[call-arg]
+    return OPTIMIZERS[name](groups, lr=lr, weight_decay=weight_decay, **options)  # type: ignore[call-arg]
 
 
 def build_schedule(
