@@ -37,9 +37,7 @@ def test_numbers_are_kept(folder):
 
 
 def test_a_part_that_is_not_installed_is_left_out_or_named(monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(
-        __import__("moeapps.cli.quickstart").cli.quickstart.NEEDS, "graphs", ("x_y",)
-    )
+    monkeypatch.setitem(NEEDS, "graphs", ("x_y",))
     assert main(["quickstart", "graphs", "--out", str(tmp_path / "a")]) == 2
     assert "moeapps.graphs needs x-y" in capsys.readouterr().err
     assert main(["quickstart", "--fast", "--out", str(tmp_path / "b")]) == 0
