@@ -165,7 +165,7 @@ class ExpertBank(nn.Module):
                 steps.append(norm.to_modules())
             steps.append([cast(nn.Module, activation(self.act_name))] * self.num_experts)
             steps.append([nn.Dropout(self.dropout)] * self.num_experts)
-        return [nn.Sequential(*own) for own in zip(*steps, strict=True)]
+        return [nn.Sequential(*own).train(self.training) for own in zip(*steps, strict=True)]
 
     def from_expert_list(self, experts: Sequence[nn.Module]) -> Self:
         """Copy the weights of separate networks, of the kind :meth:`to_expert_list` gives.

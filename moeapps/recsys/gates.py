@@ -5,7 +5,7 @@ Letters: ``B`` batch, ``E`` experts, ``N`` gates, ``D`` width.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -129,7 +129,7 @@ def everyone(num_gates: int, num_experts: int) -> Tensor:
     return torch.ones(num_gates, num_experts, dtype=torch.bool)
 
 
-def sees(gates: Sequence[Sequence[str]], owners: Sequence[str]) -> Tensor:
+def sees(gates: Sequence[Sequence[Hashable]], owners: Sequence[Hashable]) -> Tensor:
     """The mask of gates that see the experts of certain owners, bool ``[N, E]``.
 
     Args:
@@ -141,32 +141,6 @@ def sees(gates: Sequence[Sequence[str]], owners: Sequence[str]) -> Tensor:
         [[1, 0, 1], [0, 1, 0]]
     """
     return torch.tensor([[owner in seen for owner in owners] for seen in gates])
-
-
-class OwnWeights(nn.Module):
-    r"""The residual path of HoME: every gate weighs its own experts once more.
-
-    .. math:: s = \mathrm{softmax}(W x + b) \text{ over own experts, } \sigma(w^\top x + b)
-        \text{ if there is one}
-
-    Args:
-        in_features: Width of what it reads.
-        own: bool ``[N, E]``: the experts of each gate, equally many.
-        shared_input: As in `GateScores`.
-
-    Shape:
-        - ``[B, D]`` or ``[B, N, D] -> [B, N, E]``, 0 for other experts
-    """
-
-    def __init__(self, in_features: int, own: Tensor, *, shared_input: bool = True) -> None:
-        super().__init__()
-        self.score = GateScores(in_features, own, shared_input=shared_input)
-        self.one = max(self.score.counts) == 1
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Weights to add to those of the gate."""
-        logits = self.score(x)
-        return logits.sigmoid() if self.one else logits.softmax(-1)
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,13 @@ KINDS = {
     "mmoe": ("mmoe", "MMoE", {"num_experts": 3, "expert_dims": [12, 8]}, SCHEMA, TASKS),
     "cgc": ("ple", "CGC", {"expert_dims": [12, 8], "num_specific": 2}, SCHEMA, TASKS),
     "ple": ("ple", "PLE", {"expert_dims": [[12, 8], [7], [6]]}, SCHEMA, TASKS),
+    "home": (
+        "home",
+        "HoME",
+        {"expert_dims": [[12, 8], [7]], "rank": 3, "num_meta": 2, "num_shared": 2},
+        SCHEMA,
+        TASKS,
+    ),
 }
 
 
