@@ -3,6 +3,20 @@
 from moeapps.lazy import lazy_names
 
 _NAMES: dict[str, str] = {
+    "Dense": "moeapps.recsys.schema",
+    "Categorical": "moeapps.recsys.schema",
+    "MultiHot": "moeapps.recsys.schema",
+    "Sequence": "moeapps.recsys.schema",
+    "GroupKey": "moeapps.recsys.schema",
+    "Task": "moeapps.recsys.schema",
+    "FeatureSchema": "moeapps.recsys.schema",
+    "Ranker": "moeapps.recsys.ranker",
+    "SharedBottom": "moeapps.recsys.models.shared_bottom",
+    "MMoE": "moeapps.recsys.models.mmoe",
+    "OMoE": "moeapps.recsys.models.mmoe",
+    "CGC": "moeapps.recsys.models.ple",
+    "PLE": "moeapps.recsys.models.ple",
+    "HoME": "moeapps.recsys.models.home",
     "Encoder": "moeapps.recsys.encoders",
     "RankingData": "moeapps.recsys.datamodules",
     "RankingFiles": "moeapps.recsys.datamodules",
