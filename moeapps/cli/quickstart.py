@@ -54,6 +54,7 @@ class Part:
         header: Names of the columns of the table.
         cells: The table as text, where it is not that of trained models.
         synthetic: All of the data is generated.
+        seeds: How often every model was trained.
     """
 
     title: str
@@ -64,6 +65,7 @@ class Part:
     header: tuple[str, ...] = HEADER
     cells: list[tuple[str, ...]] = field(default_factory=list)
     synthetic: bool = True
+    seeds: int = 1
 
 
 def register(subparsers: Any) -> None:
@@ -168,10 +170,14 @@ def table_rows(part: Part) -> list[tuple[str, ...]]:
     ]
 
 
+def _titled(part: Part) -> str:
+    return f"{part.title}, {part.seeds} seed{'' if part.seeds == 1 else 's'}"
+
+
 def _terminal_table(part: Part) -> Any:
     from rich.table import Table
 
-    table = Table(title=f"\n{part.title}", title_justify="left", box=None, pad_edge=False)
+    table = Table(title=f"\n{_titled(part)}", title_justify="left", box=None, pad_edge=False)
     for index, name in enumerate(part.header):
         table.add_column(name, justify="left" if index == 0 else "right")
     for cells in table_rows(part):
@@ -200,12 +206,11 @@ def _write(folder: Path, parts: dict[str, Part], *, seconds: float, seeds: int, 
     from moeapps.training.report import Report, Section, Table, write
     from moeapps.training.runs import RunFolder, environment_text
 
-    seeds_text = "1 seed" if seeds == 1 else f"{seeds} seeds"
     made = [name for name, part in parts.items() if part.synthetic]
     synthetic = len(made) == len(parts)
     report = Report(
         "moeapps quickstart" + (" (synthetic data)" if synthetic else ""),
-        f"{seeds_text}, {duration(seconds)} in all",
+        f"{duration(seconds)} in all",
     )
     if made:
         what = "The data" if synthetic else f"The data of the part on {' and '.join(made)}"
@@ -216,7 +221,7 @@ def _write(folder: Path, parts: dict[str, Part], *, seconds: float, seeds: int, 
         )
     for part in parts.values():
         table = Table(part.header, tuple(table_rows(part)))
-        report.sections.append(Section(part.title, text=part.reading, table=table))
+        report.sections.append(Section(_titled(part), text=part.reading, table=table))
         report.sections += part.sections
     command = f"moeapps quickstart {' '.join(parts)}"
     command += " --fast" if fast else f" --seeds {seeds}"

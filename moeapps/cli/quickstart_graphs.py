@@ -70,8 +70,9 @@ def run(*, seeds: int, fast: bool, say: Callable[[str], None]) -> Part:
         for name, found in scores.items()
     ]
     part = Part(
-        f"Graphs: node classification on MixedCSBM ({size}, synthetic)", rows, _reading(rows, fast)
-    )
+        f"Graphs: node classification on MixedCSBM ({size}, synthetic)", rows,
+        _reading(rows, fast), seeds=seeds,
+    )  # fmt: skip
     order = ("confidence_homophily", "accuracy_confidence", "curves_turns", "confidence_histogram")
     part.sections = [
         Section("What the data is", text=_ABOUT),

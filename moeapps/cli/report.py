@@ -20,7 +20,9 @@ def register(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "report", help="write a run's report again from its folder", allow_abbrev=False
     )
-    parser.add_argument("folder", metavar="RUN", help="folder that 'moeapps fit' printed")
+    parser.add_argument(
+        "folder", metavar="RUN", help="folder that 'moeapps fit' or 'moeapps stream' printed"
+    )
     parser.set_defaults(run=run)
 
 

@@ -24,7 +24,7 @@ from moeapps.errors import RunFolderError
 
 PACKAGES = (
     "moeapps", "torch", "lightning", "torchmetrics", "jsonargparse", "numpy", "scipy", "matplotlib",
-    "rich", "safetensors", "torch-geometric",
+    "rich", "safetensors", "torch-geometric", "numba", "river", "pandas",
 )  # fmt: skip
 
 
@@ -94,7 +94,7 @@ class RunFolder:
             missing = "has no config.yaml" if run.path.is_dir() else "does not exist"
             raise RunFolderError(
                 f"{run.path} is not a run folder: it {missing}. Expected the folder that "
-                f"'moeapps fit' printed.{_recent(run.path)}"
+                f"'moeapps fit' or 'moeapps stream' printed.{_recent(run.path)}"
             )
         return run
 
