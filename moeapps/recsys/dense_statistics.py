@@ -132,4 +132,4 @@ def scale(transform: str, x: Array, statistics: Many[float]) -> Array:
 
 def _kind(values: Array) -> str:
     text = next((v for v in values.flat if isinstance(v, str)), None)
-    return f"the text {text!r}" if text is not None else f"{values.dtype} values"
+    return f"the text {str(text)!r}" if text is not None else f"{values.dtype} values"

@@ -266,13 +266,13 @@ def _parse(
     except (pa.ArrowInvalid, UnicodeDecodeError) as error:
         if use_threads:  # only a single thread counts rows
             return _parse(path, block, csv, types, columns, first_line, use_threads=False)
-        raise _refused(path, columns, first_line, str(error)) from error
+        raise _refused(path, list(csv.names or ()), first_line, str(error)) from error
 
 
-def _refused(path: Path, columns: list[str], first_line: int, message: str) -> DataIntegrityError:
+def _refused(path: Path, names: list[str], first_line: int, message: str) -> DataIntegrityError:
     where = ""
     if found := re.search(r"In CSV column #(\d+): ?", message):
-        where = f", column {columns[int(found[1])]!r}"
+        where = f", column {names[int(found[1])]!r}"
         message = message.replace(found[0], "")
     if found := re.search(r"Row #(\d+): ?", message):
         where = f", line {first_line + int(found[1])}{where}"

@@ -73,18 +73,17 @@ def _card(size: str, sizes: Mapping[str, int], parts: int) -> DatasetCard:
             *(DataFile(f"{folder}/{name}") for name in names),
             *(DataFile(f"{folder}/{name}", optional=True) for name in optional),
         ),
-        notes="The statistics of videos are counted over the whole period, test days included: "
-        "leave them out (statistics=false) to be strict. Split 27K into Parquet files first "
-        "unless some 200 GB of memory are at hand.",
+        notes="Counts of rows and videos are rounded. The statistics of videos are counted over "
+        "the whole period, test days included: leave them out (statistics=false) to be strict.",
     )
 
 
 CARDS = {
     card.name: card
     for card in (
-        _card("pure", {"rows": 1_436_609, "users": 27_285, "videos": 7_583}, 1),
-        _card("1k", {"rows": 11_713_045, "users": 1_000, "videos": 4_369_953}, 1),
-        _card("27k", {"rows": 322_278_385, "users": 27_285, "videos": 32_038_725}, 2),
+        _card("pure", {"rows": 1_440_000, "users": 27_285, "videos": 7_600}, 1),
+        _card("1k", {"rows": 11_700_000, "users": 1_000, "videos": 4_400_000}, 1),
+        _card("27k", {"rows": 322_000_000, "users": 27_285}, 2),
     )
 }
 

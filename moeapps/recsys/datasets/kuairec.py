@@ -35,7 +35,7 @@ CARDS = {
         domain="recsys",
         task="4 binary tasks",
         metric="auroc",
-        sizes={"rows": 17_207_376, "users": 7_176, "videos": 10_728},
+        sizes={"rows": 17_180_000, "users": 7_176, "videos": 10_728},
         classes=2,
         splits="big matrix for training, a tenth of its rows for validation; small matrix for test",
         licence="CC BY-SA 4.0",
@@ -50,8 +50,9 @@ CARDS = {
                 "user_features",
             )
         ),
-        notes="There are no likes: all tasks are derived from how long a video was watched. The "
-        "daily counts of videos are not used, since they contain the labels' own day.",
+        notes="The count of rows is rounded. There are no likes: all tasks are derived from how "
+        "long a video was watched. The daily counts of videos are not used, since they contain the "
+        "labels' own day.",
     )
 }  # fmt: skip
 

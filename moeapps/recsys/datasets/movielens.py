@@ -26,7 +26,7 @@ CARDS = {
         domain="recsys",
         task="2 binary tasks",
         metric="auroc",
-        sizes={"rows": 1_000_209, "users": 6_040, "items": 3_883},
+        sizes={"rows": 1_000_209, "users": 6_040},
         classes=2,
         splits=_SPLITS,
         licence=_LICENCE,
@@ -73,12 +73,12 @@ def read(
 ) -> Tables:
     """Ratings of films from 1 to 5: at least 4 (``liked``) and 5 (``loved``).
 
-    ============== ========= ===== =====
+    ============== ========= ===== ============
     Set            Ratings   Users Films
-    ============== ========= ===== =====
-    movielens-1m   1,000,209 6,040 3,883
+    ============== ========= ===== ============
+    movielens-1m   1,000,209 6,040 ids to 3,952
     movielens-100k   100,000   943 1,682
-    ============== ========= ===== =====
+    ============== ========= ===== ============
 
     Args:
         card: Which of the two.
