@@ -165,28 +165,34 @@ def _encode(
     rows: np.ndarray,
 ) -> int:
     """Fill ``rows``; the number of rows before the first that brings something new."""
+    stop = len(x)
     rows[:] = np.nan
-    for t in range(len(x)):
-        for j in range(x.shape[1]):
+    for j in range(x.shape[1]):
+        to, low, high = place[j], bounds[j], bounds[j + 1]
+        for t in range(stop):
             value = x[t, j]
             if value != value:
                 continue
-            if place[j] < 0:
+            if to < 0:
                 if learning:
-                    return t
+                    stop = t
+                    break
             elif not names[j]:
-                rows[t, place[j]] = min(max(value, -LARGEST), LARGEST)
+                rows[t, to] = min(max(value, -LARGEST), LARGEST)
             else:
-                code = _find(values, codes, bounds[j], bounds[j + 1], value)
+                code = _find(values, codes, low, high, value)
                 if code < 0.0 and learning:
-                    return t
-                rows[t, place[j]] = code
-    return len(x)
+                    stop = t
+                    break
+                rows[t, to] = code
+    return stop
 
 
 @njit(cache=True)
 def _find(values: np.ndarray, codes: np.ndarray, low: int, high: int, value: float) -> float:
     """The code of a value among those from ``low`` to ``high``, which are sorted; -1 if none."""
+    if 0.0 <= value < high - low and values[low + int(value)] == value:
+        return codes[low + int(value)]  # most often the values are 0, 1, 2, ...
     end = high
     while low < high:
         middle = (low + high) // 2

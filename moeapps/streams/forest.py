@@ -75,7 +75,7 @@ __all__ = [
 ]
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def predict(forest: Forest, tree: int, x: np.ndarray, proba: np.ndarray) -> None:
     """Fill ``proba [C]`` with the class probabilities of ``x``; uniform for an untrained tree.
 
@@ -84,14 +84,15 @@ def predict(forest: Forest, tree: int, x: np.ndarray, proba: np.ndarray) -> None
     _probabilities(forest, find_leaf(forest, tree, x), x, proba)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def decide(forest: Forest, tree: int, x: np.ndarray) -> int:
     """The class that `predict` finds most probable (the first of equals), at less cost."""
     leaf = forest.leaves[forest.nodes[find_leaf(forest, tree, x), ROW]]
-    return _answer(forest, leaf, *_votes(forest, leaf, x))
+    bayes, common = _votes(forest, leaf, x)
+    return bayes if _trusts_bayes(forest, leaf) else common
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def learn(forest: Forest, tree: int, x: np.ndarray, y: int, w: float) -> bool:
     """Learn ``x`` with class ``y`` and weight ``w``; False if the pool is full: nothing changed."""
     if w <= 0.0:
@@ -105,7 +106,7 @@ def learn(forest: Forest, tree: int, x: np.ndarray, y: int, w: float) -> bool:
     return True
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def predict_then_learn(
     forest: Forest, tree: int, x: np.ndarray, y: int, w: float, proba: np.ndarray
 ) -> bool:
@@ -120,13 +121,13 @@ def predict_then_learn(
     return True
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def decide_then_learn(forest: Forest, tree: int, x: np.ndarray, y: int, w: float) -> int:
     """`decide`, then `learn`; returns the class decided on, or -1 if the pool is full."""
     node = find_leaf(forest, tree, x)
     leaf = forest.leaves[forest.nodes[node, ROW]]
     bayes, common = _votes(forest, leaf, x)
-    answer = _answer(forest, leaf, bayes, common)
+    answer = bayes if _trusts_bayes(forest, leaf) else common
     if w <= 0.0:
         return answer
     if not _has_room(forest, node, w):
@@ -169,7 +170,7 @@ def num_leaves(forest: Forest, tree: int) -> int:
     return forest.trees[tree, LEAVES]
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _votes(forest: Forest, leaf: np.ndarray, x: np.ndarray) -> tuple[int, int]:
     """The classes of naive Bayes and of the majority; naive Bayes only where a rule needs it."""
     layout = forest.layout
@@ -184,18 +185,13 @@ def _votes(forest: Forest, leaf: np.ndarray, x: np.ndarray) -> tuple[int, int]:
     return likeliest(forest.scores, num_classes), common
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _trusts_bayes(forest: Forest, leaf: np.ndarray) -> bool:
     rule = forest.layout[LEAF_RULE]
     return rule == BAYES or (rule == ADAPTIVE and leaf[BAYES_RIGHT] >= leaf[MAJORITY_RIGHT])
 
 
-@njit(cache=True)
-def _answer(forest: Forest, leaf: np.ndarray, bayes: int, common: int) -> int:
-    return bayes if _trusts_bayes(forest, leaf) else common
-
-
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _probabilities(forest: Forest, node: int, x: np.ndarray, proba: np.ndarray) -> tuple[int, int]:
     """Fill ``proba`` and return the two votes."""
     layout = forest.layout
@@ -222,7 +218,7 @@ def _probabilities(forest: Forest, node: int, x: np.ndarray, proba: np.ndarray) 
     return bayes, common
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _is_due(forest: Forest, node: int, w: float) -> bool:
     """Whether learning weight ``w`` at this leaf lets it try to split."""
     layout = forest.layout
@@ -235,7 +231,7 @@ def _is_due(forest: Forest, node: int, w: float) -> bool:
     )
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _has_room(forest: Forest, node: int, w: float) -> bool:
     """Whether the pool holds the children that learning this instance may make."""
     if not _is_due(forest, node, w):
@@ -248,7 +244,7 @@ def _has_room(forest: Forest, node: int, w: float) -> bool:
     return layout[FREE_NODES] >= children and layout[FREE_ROWS] >= children
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _learn(
     forest: Forest, tree: int, node: int, x: np.ndarray, y: int, w: float, bayes: int, common: int
 ) -> None:

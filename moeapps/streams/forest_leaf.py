@@ -77,7 +77,7 @@ def _log_height(inverse: float) -> float:
     return 0.5 * math.log(inverse / math.pi) if 0.0 < inverse < CONSTANT else 0.0
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def likeliest(scores: np.ndarray, num_classes: int) -> int:
     """The first of the classes with the highest score."""
     best = -math.inf
@@ -89,7 +89,7 @@ def likeliest(scores: np.ndarray, num_classes: int) -> int:
     return 0
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def majority(leaf: np.ndarray, start: int, num_classes: int) -> int:
     """The first of the classes with most weight; ``start`` is the place of class 0."""
     best = 0.0
@@ -159,7 +159,7 @@ def update(leaf: np.ndarray, layout: np.ndarray, x: np.ndarray, y: int, w: float
     leaf[layout[BASES] + y] = total + math.log(leaf[COUNTS + y] / product)
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _log(number: float) -> float:
     whole = int(number) if number < len(_LOGS) else 0
     return _LOGS[whole] if whole == number else math.log(number)

@@ -34,7 +34,7 @@ from moeapps.streams.forest_state import (
 )
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def find_leaf(forest: Forest, tree: int, x: np.ndarray) -> int:
     """The leaf of ``x``; where the value a split asks for is missing, along the heavier branch."""
     nodes, splits = forest.nodes, forest.splits
@@ -171,7 +171,7 @@ def _copy_node(forest: Forest, node: int, tree: int, parent: int) -> int:
     return copy
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def add_weight(forest: Forest, node: int, w: float) -> None:
     """Count ``w`` at a leaf and all nodes above it."""
     while node >= 0:
