@@ -4,6 +4,7 @@ from moeapps.lazy import lazy_names
 
 _NAMES = {
     "DriftMoE": "moeapps.streams.driftmoe",
+    "Evaluation": "moeapps.streams.evaluation",
     "HoeffdingTree": "moeapps.streams.hoeffding_tree",
     "RoutedBagging": "moeapps.streams.routed_bagging",
     "TAME": "moeapps.streams.tame",

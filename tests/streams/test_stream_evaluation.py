@@ -8,6 +8,7 @@ from river.forest import ARFClassifier
 
 from moeapps import streams
 from moeapps.errors import ArgumentError, CheckpointError
+from moeapps.streams.driftmoe import DriftMoE
 from moeapps.streams.evaluation import STATE, Evaluation
 from moeapps.streams.hoeffding_tree import HoeffdingTree
 from moeapps.streams.record import Record
@@ -140,6 +141,7 @@ def models():
     return {
         "native": HoeffdingTree(grace_period=50),
         "told": Told(),
+        "moe": DriftMoE(num_experts=3, top_k=2, batch_size=64, hidden=8, seed=1),
         "arf": ARFClassifier(n_models=2, seed=4),
     }
 
@@ -155,7 +157,7 @@ def test_a_saved_run_goes_on_as_if_it_had_not_stopped(tmp_path, delay):
     first.save(tmp_path)
     first.step()
     first.save(tmp_path)  # the older state is replaced
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len(list(tmp_path.iterdir())) == 5
     first.step()  # lost
     second = Evaluation(models(), stream, **options)
     second.restore(tmp_path)

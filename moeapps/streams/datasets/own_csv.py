@@ -37,6 +37,8 @@ def load_csv(path: str | Path, target: str, *, limit: int | None = None) -> Stre
             more than a thousand values.
         MissingExtraError: pandas is not installed.
     """
+    if limit is not None and limit < 0:
+        raise ArgumentError(f"limit={limit} is negative. Choose the number of instances wanted.")
     path = Path(path)
     if not path.is_file():
         raise DataNotFoundError(

@@ -220,6 +220,8 @@ def test_bad_own_files_are_refused(tmp_path):
     with pytest.raises(DataNotFoundError, match="does not exist"):
         streams.load_csv(tmp_path / "none.csv", "y")
     path = own(tmp_path, "a,label\n1,0\n2,\n")
+    with pytest.raises(ArgumentError, match="limit=-1 is negative"):
+        streams.load_csv(path, "label", limit=-1)
     with pytest.raises(UnknownNameError, match="'label'"):
         streams.load_csv(path, "labels")
     with pytest.raises(ArgumentError, match="1 rows without a label"):
