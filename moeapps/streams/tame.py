@@ -186,6 +186,8 @@ class TAME(StreamClassifier):
                 f"y is {y.dtype} {list(y.shape)}, expected {len(x)} whole numbers for x "
                 f"{list(x.shape)}. Give one class per row."
             )
+        if len(x) == 0:
+            return
         codes, new = self._labels.codes(y.cpu().numpy())
         for _, label in new:
             self._labels.add(label)
@@ -194,9 +196,8 @@ class TAME(StreamClassifier):
             self._start(tuple(x.shape[1:]), len(self._labels))
         elif new:
             self._learned.widen(self._learned.shape, len(self._labels))
-        if len(x):
-            self._learned.observe(Batch(x, torch.from_numpy(codes), torch.ones(len(x))))
-            self._num_learned += len(x)
+        self._learned.observe(Batch(x, torch.from_numpy(codes), torch.ones(len(x))))
+        self._num_learned += len(x)
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
         """Probabilities ``[N, C]``, columns in the order of ``classes_``.

@@ -237,7 +237,7 @@ def learner_arrays(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     for index, memory in optimizer.state_dict()["state"].items():
         for name, value in memory.items():
             if value is not None:
-                arrays[f"memory/{index}/{name}"] = np.array(torch.as_tensor(value).cpu())
+                arrays[f"memory/{index}/{name}"] = torch.as_tensor(value).cpu().numpy().copy()
     return arrays
 
 
