@@ -231,7 +231,7 @@ def test_bad_column_is_named(column, feature, message):
 
 
 def test_missing_column_is_named_with_close_matches():
-    with pytest.raises(UnknownNameError, match="column 'age'. Did you mean 'agee'"):
+    with pytest.raises(UnknownNameError, match=r"column 'age'. Did you mean 'agee'"):
         Encoder.fit({"agee": [1.0]}, FeatureSchema([Dense("age")]))
     with pytest.raises(UnknownNameError, match="'c'"):
         fitted([1, 2]).transform({"d": [1]})

@@ -1,3 +1,4 @@
+import itertools
 import time
 
 import numpy as np
@@ -52,6 +53,10 @@ def ids(batches):
     return [(batch["cat"][:, 0] - 1).tolist() for batch in batches]
 
 
+def joined(lists):
+    return list(itertools.chain.from_iterable(lists))
+
+
 LOADERS = pytest.mark.parametrize("make", [packed, streaming])
 
 
@@ -61,13 +66,13 @@ def test_every_row_comes_once_in_order(make):
     batches = ids(loader)
     assert [len(b) for b in batches] == [10] * 10 + [3]
     assert len(loader) == len(batches)
-    assert sum(batches, []) == list(range(103))
+    assert joined(batches) == list(range(103))
 
 
 @LOADERS
 def test_shuffling_gives_every_row_once_and_another_order_each_epoch(make):
     loader = make(batch_size=10, shuffle=True)
-    first, second = sum(ids(loader), []), sum(ids(loader), [])
+    first, second = joined(ids(loader)), joined(ids(loader))
     assert sorted(first) == sorted(second) == list(range(103))
     assert first != second
     assert first != list(range(103))
@@ -103,7 +108,7 @@ def test_resume_goes_on_at_the_exact_batch(make, stop):
     again = make(**arguments)
     again.load_state_dict(state)
     epochs = 1 if stop == 10 else 2  # the second epoch had already given all it has
-    assert sum((ids(again) for _ in range(epochs)), []) == expected
+    assert joined(ids(again) for _ in range(epochs)) == expected
 
 
 @LOADERS
@@ -142,7 +147,7 @@ def test_processes_share_the_rows(make, ranks, shuffle, drop_last):
     assert len({len(share) for share in shares}) == 1  # nobody waits for a missing batch
     assert all(len(share) == len(loader) for share, loader in zip(shares, loaders, strict=True))
     assert all(batch for share in shares for batch in share)
-    rows = sum((sum(share, []) for share in shares), [])
+    rows = joined(map(joined, shares))
     assert len(set(rows)) == len(rows)
     if drop_last:
         assert len(rows) == 103 // (7 * ranks) * 7 * ranks
@@ -156,7 +161,7 @@ def test_batches_of_all_processes_are_the_batch_of_one():
         ids(packed(batch_size=4, shuffle=True, drop_last=True, rank=r, world_size=3))
         for r in range(3)
     ]
-    assert one == [sum(parts, []) for parts in zip(*three, strict=True)]
+    assert one == [joined(parts) for parts in zip(*three, strict=True)]
 
 
 def test_streaming_process_reads_only_its_blocks():

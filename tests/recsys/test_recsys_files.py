@@ -102,14 +102,14 @@ def test_lists_gaps_dates_and_booleans(tmp_path):
 def test_column_of_no_use_is_named(tmp_path):
     table = pa.table({"s": pa.array([{"a": 1}])})
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
-    with pytest.raises(ArgumentError, match="Column 's' of .* holds struct"):
+    with pytest.raises(ArgumentError, match=r"Column 's' of .* holds struct"):
         read_columns(tmp_path / "t.parquet")
 
 
 def test_large_ids_with_gaps_are_refused_rather_than_changed(tmp_path):
     table = pa.table({"id": pa.array([2**60 + 1, None])})
     pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
-    with pytest.raises(DataIntegrityError, match="column 'id' has gaps"):
+    with pytest.raises(DataIntegrityError, match=r"column 'id' has gaps"):
         read_columns(tmp_path / "t.parquet")
 
 
@@ -155,12 +155,12 @@ def test_parquet_damaged_in_the_middle_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["t.parquet", "t.csv"])
 def test_missing_column_is_named_with_close_matches(tmp_path, name):
     path = (write_csv if name == "t.csv" else write_parquet)(tmp_path / name)
-    with pytest.raises(UnknownNameError, match="column 'cyti'. Did you mean 'city'"):
+    with pytest.raises(UnknownNameError, match=r"column 'cyti'. Did you mean 'city'"):
         read_columns(path, ["id", "cyti"])
 
 
 def test_missing_file_is_named(tmp_path):
-    with pytest.raises(DataNotFoundError, match="no.csv does not exist"):
+    with pytest.raises(DataNotFoundError, match=r"no.csv does not exist"):
         read_columns(tmp_path / "no.csv")
     with pytest.raises(DataNotFoundError, match="holds no Parquet or CSV"):
         read_columns(tmp_path)
@@ -172,9 +172,9 @@ def test_value_of_another_type_is_named_with_its_line(tmp_path, columns):
     lines = path.read_text().splitlines()
     lines[700] = "699,Rome,oops,1"
     path.write_text("\n".join(lines) + "\n")
+    blocks = Blocks(path, columns, block_bytes=4_000)
     with pytest.raises(DataIntegrityError, match=r"t.csv, line 701, column 'x': .*'oops'"):
-        for block in Blocks(path, columns, block_bytes=4_000):
-            assert len(block["x"])
+        list(blocks)
 
 
 def test_line_that_is_cut_short_is_named(tmp_path):
