@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from moeapps.data.card import DataFile, DatasetCard
 from moeapps.data.locate import locate
-from moeapps.errors import DataIntegrityError, UnknownNameError
+from moeapps.errors import ArgumentError, DataIntegrityError
 from moeapps.recsys.columns import Columns, concat_columns, match_rows, take_columns, take_known
 from moeapps.recsys.datasets.tables import Tables, count_rows
 from moeapps.recsys.schema import Categorical, Dense, FeatureSchema, MultiHot, Task
@@ -91,6 +91,7 @@ def read(
         seed: Of the split.
 
     Raises:
+        ArgumentError: For an unknown choice of fields.
         DataNotFoundError: Naming missing files and their official page.
         DataIntegrityError: A file is empty, truncated or not the published one.
 
@@ -98,7 +99,7 @@ def read(
         Where a field with one id occurs twice in a row, the last entry counts, as in AITM's code.
     """
     if fields not in FIELDS:
-        raise UnknownNameError("choice of fields", fields, FIELDS)
+        raise ArgumentError(f"fields={fields!r} does not exist. Choose {' or '.join(FIELDS)}.")
     files = locate(card, root=root, download=download)
     wanted = FIELDS[fields]
     known, test = (
