@@ -276,7 +276,7 @@ def test_trees_switch_on_tabular_streams(expert):
 
 def test_the_loss_of_trees_is_the_smoothed_log_loss():
     x, y = concepts([0], n=200)
-    model = TAME(**TREES).partial_fit(x, y, classes=[0, 1])
+    model = TAME(**TREES, max_experts=1).partial_fit(x, y, classes=[0, 1])
     batch = Batch(torch.zeros(200, 3), torch.from_numpy(1 - y), torch.ones(200), x)
     p = model.predict_proba(x)[np.arange(200), 1 - y]
     assert p.min() < 0.01  # sure and wrong
