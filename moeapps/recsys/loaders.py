@@ -7,6 +7,7 @@ are: after `load_state_dict` they go on with the batch that came next when `stat
 import abc
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Many
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,6 +91,16 @@ class BatchLoader(abc.ABC):
             self._continues = False
             self.position += 1
             yield batch
+
+    @property
+    def batch_sampler(self) -> SimpleNamespace:
+        """Where Lightning looks for a ``sampler`` with :meth:`set_epoch`."""
+        return SimpleNamespace(sampler=self)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Begin this epoch. A run resumed between two epochs says so and loads no state."""
+        if epoch != self.epoch and not self._continues:
+            self.epoch, self.position = epoch, 0
 
     def state_dict(self) -> dict[str, int]:
         """Epoch and number of the next batch."""

@@ -19,7 +19,12 @@ from moeapps.recsys.schema import as_schema, as_tasks
 from moeapps.recsys.scoring import Collector, task_metrics
 from moeapps.registry import create_model
 from moeapps.training import balancing as strategies
-from moeapps.training.balancing.base import Balancing, LossBalancing, average_gradients
+from moeapps.training.balancing.base import (
+    Balancing,
+    LossBalancing,
+    average_gradients,
+    mean_over_processes,
+)
 from moeapps.training.base import MoEModule
 from moeapps.training.best_weights import BestWeights
 from moeapps.training.callbacks import GateStatistics
@@ -340,7 +345,7 @@ class MultiTaskRanker(MoEModule):
         assert self.balancing is not None
         self.balancing.end_epoch()
         if self._steps:
-            losses, weights = torch.stack(self._steps).mean(0)
+            losses, weights = mean_over_processes(torch.stack(self._steps).mean(0))
             self._steps = []
             for t, task in enumerate(self.model.tasks):
                 self._log(f"train/loss/{task.name}", losses[t], 1)

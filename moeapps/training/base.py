@@ -98,7 +98,7 @@ class MoEModule(pl.LightningModule):
             return
         self.log(
             name, value.detach(), prog_bar=name.endswith("/loss"), on_step=False, on_epoch=True,
-            batch_size=batch_size,
+            batch_size=batch_size, sync_dist=name == "train/loss" and self.trainer.world_size > 1,
         )  # fmt: skip
 
     def configure_callbacks(self) -> list[pl.Callback]:
