@@ -6,7 +6,8 @@ import numpy as np
 
 from moeapps.cli.quickstart import Part, Row
 from moeapps.cli.stream_models import build
-from moeapps.cli.stream_report import Results, figures
+from moeapps.cli.stream_report import figures
+from moeapps.cli.stream_results import Results
 from moeapps.streams.compiling import announce, compile_all
 from moeapps.streams.datasets import load
 from moeapps.streams.evaluation import Evaluation

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from moeapps.errors import ConfigError, RunFolderError
 
 if TYPE_CHECKING:
-    from moeapps.cli.stream_report import Results
+    from moeapps.cli.stream_results import Results
     from moeapps.streams.datasets.stream import Stream
     from moeapps.streams.evaluation import Evaluation
     from moeapps.training.runs import RunFolder
@@ -190,7 +190,8 @@ def _execute(folder: "RunFolder", config: dict[str, Any], every: float) -> "Resu
     """All seeds that are not complete yet, one after the other."""
     from moeapps.cli.main import Interrupted
     from moeapps.cli.stream_progress import Progress
-    from moeapps.cli.stream_report import Results, write_run_report
+    from moeapps.cli.stream_report import write_run_report
+    from moeapps.cli.stream_results import Results
     from moeapps.streams.evaluation import STATE
 
     results = Results.read(folder, config["models"])
