@@ -244,7 +244,7 @@ def _has_room(forest: Forest, node: int, w: float) -> bool:
     return layout[FREE_NODES] >= children and layout[FREE_ROWS] >= children
 
 
-@njit(cache=True, forceinline=True)
+@njit(cache=True)
 def _learn(
     forest: Forest, tree: int, node: int, x: np.ndarray, y: int, w: float, bayes: int, common: int
 ) -> None:

@@ -86,14 +86,16 @@ def take_leaf(forest: Forest, tree: int, parent: int, depth: int) -> int:
     layout[TOTAL_LEAVES] += 1
     forest.trees[tree, NODES] += 1
     forest.trees[tree, LEAVES] += 1
-    nodes[node] = -1
     nodes[node, KIND] = LEAF
+    nodes[node, FEATURE] = nodes[node, LEFT] = nodes[node, RIGHT] = nodes[node, NEXT] = -1
     nodes[node, PARENT] = parent
-    nodes[node, DEPTH] = depth
     nodes[node, ROW] = row
-    forest.splits[node] = 0.0
-    leaves[row] = 0.0
-    leaves[row, layout[BASES] : layout[BASES] + layout[CLASS_ROOM]] = -math.inf
+    nodes[node, DEPTH] = depth
+    forest.splits[node, THRESHOLD] = forest.splits[node, WEIGHT] = 0.0
+    for i in range(leaves.shape[1]):
+        leaves[row, i] = 0.0
+    for i in range(layout[BASES], layout[BASES] + layout[CLASS_ROOM]):
+        leaves[row, i] = -math.inf
     return node
 
 
@@ -159,11 +161,13 @@ def copy_nodes(forest: Forest, source: int, target: int) -> None:
 
 @njit(cache=True)
 def _copy_node(forest: Forest, node: int, tree: int, parent: int) -> int:
-    nodes = forest.nodes
+    nodes, splits, leaves = forest.nodes, forest.splits, forest.leaves
     copy = take_leaf(forest, tree, parent, nodes[node, DEPTH])
-    forest.splits[copy] = forest.splits[node]
+    splits[copy, THRESHOLD] = splits[node, THRESHOLD]
+    splits[copy, WEIGHT] = splits[node, WEIGHT]
     if nodes[node, KIND] == LEAF:
-        forest.leaves[nodes[copy, ROW]] = forest.leaves[nodes[node, ROW]]
+        for i in range(leaves.shape[1]):
+            leaves[nodes[copy, ROW], i] = leaves[nodes[node, ROW], i]
     else:
         free_row(forest, tree, copy)
         nodes[copy, KIND] = nodes[node, KIND]

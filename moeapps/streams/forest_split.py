@@ -67,10 +67,19 @@ def try_split(forest: Forest, tree: int, node: int) -> None:
     layout, settings = forest.layout, forest.settings
     leaf = forest.leaves[forest.nodes[node, ROW]]
     num_classes = layout[NUM_CLASSES]
-    features = _subspace(forest, tree)
+    total = layout[NUM_NUMERIC] + layout[NUM_NOMINAL]
+    needed = max(1, round(settings[SUBSPACE] * total))
+    attempt = forest.trees[tree, ATTEMPTS]
+    forest.trees[tree, ATTEMPTS] += 1
     best, second = 0.0, 0.0  # no split at all is a candidate without gain
     kind, feature, threshold = -1, -1, 0.0
-    for j in features:
+    for j in range(total):
+        # Each set of `needed` features is equally likely to be looked at.
+        if needed < total - j:
+            draw = uniform(layout[SEED], tree, attempt * total + j)
+            if draw * (total - j) >= needed:
+                continue
+        needed -= 1
         if j < layout[NUM_NUMERIC]:
             gain, value, how = _best_numeric(leaf, layout, j)
         else:
@@ -93,41 +102,39 @@ def try_split(forest: Forest, tree: int, node: int) -> None:
 
 
 @njit(cache=True)
-def _subspace(forest: Forest, tree: int) -> np.ndarray:
-    """The columns that this attempt looks at."""
-    layout, share = forest.layout, forest.settings[SUBSPACE]
-    total = layout[NUM_NUMERIC] + layout[NUM_NOMINAL]
-    features = np.arange(total)
-    if share >= 1.0:
-        return features
-    attempt = forest.trees[tree, ATTEMPTS]
-    forest.trees[tree, ATTEMPTS] += 1
-    size = max(1, round(share * total))
-    for i in range(min(size, total)):
-        draw = uniform(layout[SEED], tree, attempt * total + i)
-        other = i + int(draw * (total - i))
-        features[i], features[other] = features[other], features[i]
-    return np.sort(features[:size])
+def _n_log_n(n: float) -> float:
+    return n * math.log2(n) if n > 0.0 else 0.0
+
+
+@njit(cache=True)
+def _sum(counts: np.ndarray) -> float:
+    total = 0.0
+    for n in counts:
+        total += n
+    return total
 
 
 @njit(cache=True)
 def _entropy_sum(counts: np.ndarray) -> float:
-    """W times the entropy, in bits, of the classes whose weights W sum up to."""
-    total, terms = 0.0, 0.0
+    """W times the entropy, in bits, of the classes whose weights sum up to W."""
+    terms = 0.0
     for n in counts:
-        if n > 0.0:
-            total += n
-            terms += n * math.log2(n)
-    return total * math.log2(total) - terms if total > 0.0 else 0.0
+        terms += _n_log_n(n)
+    return _n_log_n(_sum(counts)) - terms
 
 
 @njit(cache=True)
-def _gain(parent: float, left: np.ndarray, right: np.ndarray, seen: float) -> float:
-    """Gain of a split into two; 0 if nearly all weight stays together."""
-    a, b = left.sum(), right.sum()
+def _gain(parent: float, counts: np.ndarray, left: np.ndarray, seen: float) -> float:
+    """Gain of a split of ``counts`` into ``left`` and the rest; 0 if one of them is tiny."""
+    a, b, terms = 0.0, 0.0, 0.0
+    for c in range(len(counts)):
+        rest = counts[c] - left[c]
+        a += left[c]
+        b += rest
+        terms += _n_log_n(left[c]) + _n_log_n(rest)
     if min(a, b) <= LEAST_SHARE * (a + b):
         return 0.0
-    return (parent - _entropy_sum(left) - _entropy_sum(right)) / seen
+    return (parent - (_n_log_n(a) + _n_log_n(b) - terms)) / seen
 
 
 @njit(cache=True)
@@ -150,7 +157,7 @@ def _best_numeric(leaf: np.ndarray, layout: np.ndarray, j: int) -> tuple[float, 
     for i in range(1, bins + 1):
         value = low + (high - low) * i / (bins + 1)
         weights_below(leaf, layout, j, value, left)
-        gain = _gain(parent, left, counts - left, leaf[SEEN])
+        gain = _gain(parent, counts, left, leaf[SEEN])
         if gain > best + ROUNDING:
             best, threshold = gain, value
     return best, threshold, NUMERIC
@@ -187,18 +194,18 @@ def _best_nominal(leaf: np.ndarray, layout: np.ndarray, k: int) -> tuple[float, 
     for c in range(num_classes):
         counts[c] = leaf[start + c * width]
     parent = _entropy_sum(counts)
+    total = _sum(counts)
     best, value, how = 0.0, 0.0, NOMINAL
-    total = counts.sum()
     inside, branches = 0.0, 0
     for v in range(values):
         for c in range(num_classes):
             left[c] = leaf[start + c * width + 1 + v]
         if v < values - 1 or values > 2:  # of two values each stands for both
-            gain = _gain(parent, left, counts - left, leaf[SEEN])
+            gain = _gain(parent, counts, left, leaf[SEEN])
             if gain > best + ROUNDING:
                 best, value = gain, float(v)
         inside += _entropy_sum(left)
-        branches += left.sum() > LEAST_SHARE * total
+        branches += _sum(left) > LEAST_SHARE * total
     if not layout[BINARY] and branches >= 2:
         gain = (parent - inside) / leaf[SEEN]
         if gain > best + ROUNDING:

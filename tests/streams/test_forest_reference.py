@@ -191,15 +191,16 @@ class ReferenceTree:
 
     def subspace_features(self):
         total = self.num_numeric + len(self.num_values)
-        if self.subspace == 1.0:
-            return range(total)
-        features = list(range(total))
-        for i in range(max(1, round(self.subspace * total))):
-            draw = uniform(self.seed, 0, self.attempts * total + i)
-            j = i + int(draw * (total - i))
-            features[i], features[j] = features[j], features[i]
+        needed = max(1, round(self.subspace * total))
+        chosen = []
+        for j in range(total):
+            left = total - j
+            draw = uniform(self.seed, 0, self.attempts * total + j)
+            if draw * left < needed - len(chosen) or left == needed - len(chosen):
+                chosen.append(j)
         self.attempts += 1
-        return sorted(features[: max(1, round(self.subspace * total))])
+        assert len(chosen) == needed
+        return chosen
 
     def numeric_candidates(self, leaf, j):
         stats = {c: s for (i, c), s in leaf.gauss.items() if i == j}
