@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-from numba import njit
 
 from moeapps.errors import ArgumentError
 from moeapps.streams import forest
@@ -24,41 +23,17 @@ def make(num_trees=1, **options):
     return forest.new_forest(num_trees, **(shape | QUICK | options))
 
 
-@njit
-def learn_rows(trees, tree, X, y, start):
-    for t in range(start, len(X)):
-        if not forest.learn(trees, tree, X[t], y[t], 1.0):
-            return t
-    return len(X)
-
-
-@njit
-def predict_rows(trees, tree, X, proba):
-    for t in range(len(X)):
-        forest.predict(trees, tree, X[t], proba[t])
-
-
-@njit
-def test_then_train(trees, tree, X, y, decided):
-    """Class decided on before and while learning; the forest must have room."""
-    for t in range(len(X)):
-        decided[t, 0] = forest.decide(trees, tree, X[t])
-        decided[t, 1] = forest.decide_then_learn(trees, tree, X[t], y[t], 1.0)
-
-
-test_then_train.__test__ = False
-
-
 def grown(trees, tree, X, y):
-    done = 0
-    while (done := learn_rows(trees, tree, X, y, done)) < len(X):
-        trees = forest.with_room(trees)
+    for t in range(len(X)):
+        while not forest.learn(trees, tree, X[t], y[t], 1.0):
+            trees = forest.with_room(trees)
     return trees
 
 
 def probabilities(trees, tree, X):
     proba = np.empty((len(X), 3))
-    predict_rows(trees, tree, X, proba)
+    for t in range(len(X)):
+        forest.predict(trees, tree, X[t], proba[t])
     return proba
 
 
@@ -162,13 +137,12 @@ def test_decision_is_the_first_most_probable_class():
         for _ in range(8):
             trees = forest.with_room(trees)
         spare = copies(trees)
-        decided = np.empty((len(X), 2), np.int64)
-        test_then_train(trees, 0, X, y, decided)
-        assert np.array_equal(decided[:, 0], decided[:, 1])
         proba = np.empty(3)
         for t in range(len(X)):
+            decided = forest.decide(trees, 0, X[t])
+            assert decided == forest.decide_then_learn(trees, 0, X[t], y[t], 1.0)
             forest.predict_then_learn(spare, 0, X[t], y[t], 1.0, proba)
-            assert decided[t, 0] == proba.argmax()
+            assert decided == proba.argmax()
         assert same(trees[:-1], spare[:-1])
 
 

@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
-from numba import njit
 
 from moeapps.streams import forest
 from moeapps.streams.random_draws import uniform
@@ -254,19 +253,11 @@ def entropy(counts):
     return -sum(n / total * math.log2(n / total) for n in counts.values() if n > 0)
 
 
-@njit
-def run(trees, X, y, w, start, probas):
-    for t in range(start, len(X)):
-        if not forest.predict_then_learn(trees, 0, X[t], y[t], w[t], probas[t]):
-            return t
-    return len(X)
-
-
 def probabilities(trees, X, y, w, num_classes):
     probas = np.empty((len(X), num_classes))
-    done = 0
-    while (done := run(trees, X, y, w, done, probas)) < len(X):
-        trees = forest.with_room(trees)
+    for t in range(len(X)):
+        while not forest.predict_then_learn(trees, 0, X[t], y[t], w[t], probas[t]):
+            trees = forest.with_room(trees)
     return probas, trees
 
 
