@@ -18,8 +18,11 @@ SCHEMA = 1
 # Short names a configuration may use for ``class_path``.
 CLASSES = {
     "MowstClassifier": "moeapps.graphs.modules.MowstClassifier",
+    "MultiTaskRanker": "moeapps.recsys.modules.MultiTaskRanker",
     "NodeClassifier": "moeapps.graphs.modules.NodeClassifier",
     "NodeData": "moeapps.graphs.datamodules.NodeData",
+    "RankingData": "moeapps.recsys.datamodules.RankingData",
+    "RankingFiles": "moeapps.recsys.datamodules.RankingFiles",
 }
 
 # Trainer arguments whose text values Lightning may read as the path of a class.

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moeapps.errors import ConfigError
+from moeapps.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -211,7 +211,7 @@ def about(built: "Built") -> dict[str, Any]:
 
 
 def domain_of(built: "Built") -> str:
-    """``graphs`` for classes of ``moeapps.graphs``."""
+    """``graphs`` for classes of ``moeapps.graphs``, and so on."""
     parts = type(built.model).__module__.split(".")
     return parts[1] if parts[0] == "moeapps" and len(parts) > 2 else "other"
 
@@ -219,8 +219,9 @@ def domain_of(built: "Built") -> str:
 def model_name(built: "Built") -> str:
     """A short name of the model: ``gcn``, ``mowst_gcn``, ``mowst_star_gcn``."""
     given = built.config["model"]["init_args"]
-    if "network" in given:
-        return str(given["network"])
+    for key in ("network", "model"):
+        if isinstance(given.get(key), str):
+            return str(given[key])
     words = re.findall(r"[A-Z][a-z0-9]*|[a-z0-9]+", type(built.model).__name__)
     parts = [word.lower() for word in words if word != "Classifier"]
     parts += ["star"] if given.get("joint") else []
@@ -234,11 +235,12 @@ def dataset_name(built: "Built") -> str:
 
 
 def _is_synthetic(built: "Built") -> bool:
-    if domain_of(built) != "graphs":
-        return False
-    from moeapps.graphs.datasets import card
+    from moeapps.cli.data import find_card
 
-    return card(dataset_name(built)).synthetic
+    try:
+        return find_card(dataset_name(built)).synthetic
+    except UnknownNameError:  # a set of the user's own
+        return False
 
 
 def run_name(built: "Built") -> str:
