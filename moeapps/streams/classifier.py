@@ -1,5 +1,6 @@
 """What every stream classifier of moeapps can do, written once: dicts, frames, arrays, files."""
 
+from abc import abstractmethod
 from bisect import bisect_left
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -56,33 +57,33 @@ class StreamClassifier(base.MiniBatchClassifier):
 
     # Hooks.
 
+    @abstractmethod
     def _begin(self, columns: Columns, num_classes: int) -> None:
         """Make the state; called once, before the first row is learned."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _grow(self, num_numeric: int, num_values: list[int], num_classes: int) -> None:
         """Columns, nominal values or classes were added."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _predict_rows(self, x: np.ndarray) -> np.ndarray:
         """Class probabilities ``[N, C]``; no side effects."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _learn_rows(self, x: np.ndarray, y: np.ndarray, w: np.ndarray) -> None:
         """Learn row after row."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _test_then_train_rows(self, x: np.ndarray, y: np.ndarray, w: np.ndarray) -> np.ndarray:
         """Most probable class ``[N]`` of each row before it is learned."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _state(self) -> dict[str, Any]:
         """Arrays and JSON values that, with the parameters, make up the model."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _restore(self, state: dict[str, Any]) -> None:
         """Take over what `_state` gave."""
-        raise NotImplementedError
 
     def _statistics(self) -> dict[str, Any]:
         """Numbers that tell how the model is doing."""

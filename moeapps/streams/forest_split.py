@@ -21,6 +21,7 @@ from moeapps.streams.forest_state import (
     BINARY,
     CLASS_ROOM,
     COLUMNS,
+    COUNT_INHERITED,
     COUNTS,
     DEPTH,
     FEATURE,
@@ -95,7 +96,7 @@ def try_split(forest: Forest, tree: int, node: int) -> None:
     for c in range(num_classes):
         seen += leaf[COUNTS + c] > 0.0
     merit_range = math.log2(max(seen, 2))
-    weight = forest.splits[node, WEIGHT]
+    weight = forest.splits[node, WEIGHT] if settings[COUNT_INHERITED] else leaf[SEEN]
     bound = math.sqrt(merit_range * merit_range * settings[LOG_DELTA] / (2.0 * weight))
     if best - second > bound or bound < settings[TAU]:
         _split(forest, tree, node, kind, feature, threshold)

@@ -70,7 +70,7 @@ COUNTS = HEAD
 VALUES, VALUE_ROOM, LOGS, WEIGHTS = range(4)
 PER_COLUMN = 4
 # Entries of `settings`.
-GRACE, LOG_DELTA, TAU, SUBSPACE = range(4)
+GRACE, LOG_DELTA, TAU, SUBSPACE, COUNT_INHERITED = range(5)
 # Leaf rules.
 RULES = ("mc", "nb", "nba")
 MAJORITY, BAYES, ADAPTIVE = range(3)
@@ -119,6 +119,7 @@ def new_forest(
     max_leaves: int = 10_000,
     max_bytes: int | None = None,
     subspace: float = 1.0,
+    count_inherited: bool = True,
     seed: int = 0,
 ) -> Forest:
     """``num_trees`` untrained trees in one pool.
@@ -139,6 +140,8 @@ def new_forest(
         max_leaves: All trees together stop splitting at this many leaves.
         max_bytes: They also stop when the leaf rows take this much memory.
         subspace: Share of the columns that a split attempt looks at, drawn anew each time.
+        count_inherited: The weight that a split estimated for a leaf counts in the Hoeffding bound;
+            otherwise only what the leaf has seen itself, which makes smaller trees.
         seed: Names the draws of the subspaces.
 
     Example:
@@ -155,7 +158,7 @@ def new_forest(
     layout[MAX_DEPTH] = -1 if max_depth is None else max_depth
     layout[COLUMNS + VALUES :: PER_COLUMN] = num_values
     width = _place(layout, num_numeric, num_classes, num_values)
-    settings = np.array([grace_period, np.log(1 / delta), tau, subspace])
+    settings = np.array([grace_period, np.log(1 / delta), tau, subspace, float(count_inherited)])
     nodes = np.full((num_trees, 8), -1, np.int64)
     nodes[:, KIND], nodes[:, DEPTH], nodes[:, ROW] = LEAF, 0, np.arange(num_trees)
     trees = np.zeros((num_trees, 4), np.int64)
@@ -221,18 +224,15 @@ def most_children(forest: Forest) -> int:
     """Free nodes and rows that one split may need."""
     layout = forest.layout
     values = layout[COLUMNS + VALUES :: PER_COLUMN]
-    return 2 if layout[BINARY] else max(2, *values, 2)
+    return 2 if layout[BINARY] else max(2, *values)
 
 
 def with_room(forest: Forest) -> Forest:
-    """The same forest in a pool of twice the size.
-
-    Within reach of the leaf limit the pool grows just as far as the limit allows.
-    """
+    """The same forest in a pool of twice the size, or of the size that its leaf limit asks for."""
     layout = forest.layout.copy()
     old = len(forest.leaves)
-    least = old + most_children(forest)
-    rows = max(least, min(2 * old, int(layout[LEAF_LIMIT]) + len(forest.trees)))
+    limit = int(layout[LEAF_LIMIT]) + len(forest.trees)
+    rows = max(old + most_children(forest), min(2 * old, limit) if old < limit else 2 * old)
     leaves = np.zeros((rows, forest.leaves.shape[1]))
     leaves[:old] = forest.leaves
     # A free row holds the number of the next one.
