@@ -224,7 +224,7 @@ def most_children(forest: Forest) -> int:
     """Free nodes and rows that one split may need."""
     layout = forest.layout
     values = layout[COLUMNS + VALUES :: PER_COLUMN]
-    return 2 if layout[BINARY] else max(2, *values)
+    return 2 if layout[BINARY] else max([2, *values])
 
 
 def with_room(forest: Forest) -> Forest:
