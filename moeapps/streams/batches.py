@@ -73,10 +73,15 @@ class ArrayBatch:
 
 
 class RecordBatch:
-    """Feature dicts."""
+    """Feature dicts with the same keys."""
 
-    def __init__(self, columns: Columns, records: Sequence[dict[Hashable, Any]]) -> None:
-        self.columns, self.records = columns, records
+    def __init__(
+        self,
+        columns: Columns,
+        records: Sequence[dict[Hashable, Any]],
+        keys: Sequence[Hashable],
+    ) -> None:
+        self.columns, self.records, self.keys = columns, records, keys
 
     def __len__(self) -> int:
         return len(self.records)
@@ -103,11 +108,20 @@ class RecordBatch:
         return self.columns.learn(self.records[t])
 
 
-def as_batch(columns: Columns, x: Any) -> ArrayBatch | RecordBatch:
-    """The batch of a DataFrame (keys are its column names) or of an array (keys are 0..d-1)."""
+def as_batch(
+    columns: Columns, x: Any, known_keys: Sequence[Hashable] | None = None
+) -> ArrayBatch | RecordBatch:
+    """The batch of a DataFrame, whose columns have names, or of an array, whose columns have none.
+
+    The columns of an array have the keys that are known from before, if as many, or 0..d-1.
+    """
     if hasattr(x, "iloc") and hasattr(x, "columns"):
         return _frame_batch(columns, x)
-    return ArrayBatch(columns, as_matrix(x), range(np.shape(x)[1]))
+    matrix = as_matrix(x)
+    width = matrix.shape[1]
+    if known_keys is not None and len(known_keys) == width:
+        return ArrayBatch(columns, matrix, known_keys)
+    return ArrayBatch(columns, matrix, range(width))
 
 
 def _frame_batch(columns: Columns, x: Any) -> ArrayBatch | RecordBatch:
@@ -126,7 +140,7 @@ def _frame_batch(columns: Columns, x: Any) -> ArrayBatch | RecordBatch:
     if plain:
         matrix = x.to_numpy(dtype=np.float64, na_value=np.nan)
         return ArrayBatch(columns, np.ascontiguousarray(matrix), keys)
-    return RecordBatch(columns, x.to_dict("records"))
+    return RecordBatch(columns, x.to_dict("records"), keys)
 
 
 def as_matrix(x: Any) -> np.ndarray:

@@ -355,16 +355,15 @@ class StreamClassifier(base.MiniBatchClassifier):
             self._make_room()
 
     def _array_batch(self, x: Any, *, learning: bool) -> ArrayBatch | RecordBatch:
-        batch = as_batch(self._columns, x)
-        keys = list(batch.keys) if isinstance(batch, ArrayBatch) else list(x.columns)
-        if self._array_keys is not None and len(keys) != len(self._array_keys):
+        batch = as_batch(self._columns, x, self._array_keys)
+        if self._array_keys is not None and {*batch.keys} != {*self._array_keys}:
             raise ArgumentError(
-                f"X has {len(keys)} columns but {type(self).__name__} learned from "
-                f"{len(self._array_keys)}. Expected the same columns in the same order; for "
-                "features that come and go use dicts."
+                f"X has the columns {_short(batch.keys)} but {type(self).__name__} learned from "
+                f"{_short(self._array_keys)}. Expected the same columns; for features that come "
+                "and go use dicts or learn_many."
             )
         if learning and self._array_keys is None:
-            self._array_keys = keys
+            self._array_keys = [*batch.keys]
         return batch
 
     def _need_labels(self) -> None:
@@ -446,6 +445,11 @@ class StreamClassifier(base.MiniBatchClassifier):
         if model._begun:
             model._restore({**arrays, **header["state"]})
         return model
+
+
+def _short(keys: Sequence[Hashable]) -> str:
+    shown = ", ".join(map(repr, keys[:5]))
+    return shown if len(keys) <= 5 else f"{shown}, ... ({len(keys)} columns)"
 
 
 def _items(classes: Any) -> list[Any]:

@@ -133,6 +133,21 @@ def test_run_cut_into_pieces_is_the_same_run(tmp_path):
     assert pieces == whole.tolist()
 
 
+def test_arrays_and_frames_of_the_same_columns_mean_the_same():
+    X, y, _ = arrays(6, 400)
+    names = ["d", "c", "b", "a"]
+    frame = pd.DataFrame(X, columns=names)
+    model = tree(nominal_attributes=["a"]).partial_fit(frame, y)
+    expected = model.predict_proba(frame)
+    assert np.array_equal(model.predict_proba(X), expected)
+    assert np.array_equal(model.predict_proba(frame[names[::-1]]), expected)
+    assert np.array_equal(model.predict_proba_many(frame), expected)
+    with pytest.raises(ArgumentError, match="'e'"):
+        model.predict(frame.rename(columns={"a": "e"}))
+    with pytest.raises(ArgumentError, match="learned from 0, 1"):
+        tree().partial_fit(X, y).predict(frame)
+
+
 def test_unknown_before_the_first_label():
     model = tree()
     assert model.predict_proba_one({"a": 1}) == {}
@@ -204,8 +219,8 @@ def test_predicting_changes_nothing():
         (lambda m: m.partial_fit(np.zeros((3, 2)), np.zeros((3, 1))), "y has shape"),
         (lambda m: m.partial_fit([["a", "b"]], [0]), "DataFrame"),
         (lambda m: m.partial_fit(np.zeros((1, 2), complex), [0]), "complex"),
-        (lambda m: m.partial_fit(np.zeros((1, 3)), [0]), "3 columns"),
-        (lambda m: m.predict(np.zeros((1, 3))), "3 columns"),
+        (lambda m: m.partial_fit(np.zeros((1, 3)), [0]), "0, 1, 2 but HoeffdingTree learned from 0, 1"),
+        (lambda m: m.predict(np.zeros((1, 3))), "0, 1, 2 but HoeffdingTree learned from 0, 1"),
         (lambda m: m.partial_fit(np.zeros((1, 2)), [[1]]), "y has shape|hashable"),
         (lambda m: m.partial_fit(np.zeros((1, 2)), [0], sample_weight=[-1.0]), "weight -1"),
         (lambda m: m.partial_fit(np.zeros((1, 2)), [0], sample_weight=[np.nan]), "weight nan"),
