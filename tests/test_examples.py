@@ -31,6 +31,19 @@ def test_quickstart_graphs_trains_all_three():
     assert min(accuracies.values()) > 0.5
 
 
+def test_quickstart_recsys_trains_all_four():
+    scores = load("quickstart_recsys").main(epochs=1)
+    assert list(scores) == ["shared_bottom", "mmoe", "ple", "home"]
+    assert min(scores.values()) > 0.9
+
+
+def test_recsys_own_files_learns_both_tasks():
+    pytest.importorskip("pyarrow")
+    click, buy = load("recsys_own_files").main(rows=20_000)
+    assert click > 0.75
+    assert buy > 0.6
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
 def test_examples_are_short(path):
     assert len(path.read_text().splitlines()) <= 60

@@ -18,6 +18,7 @@ _NAMES: dict[str, str] = {
     "PLE": "moeapps.recsys.models.ple",
     "HoME": "moeapps.recsys.models.home",
     "Encoder": "moeapps.recsys.encoders",
+    "MultiTaskRanker": "moeapps.recsys.modules",
     "RankingData": "moeapps.recsys.datamodules",
     "RankingFiles": "moeapps.recsys.datamodules",
     "PackedLoader": "moeapps.recsys.loaders",
