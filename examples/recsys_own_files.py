@@ -7,18 +7,16 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet
 import torch
 
 from moeapps import recsys
-from moeapps.recsys import Encoder, StreamingLoader, Task
 from moeapps.recsys.metrics import auc
 
 SCHEMA = recsys.FeatureSchema(  # the sizes of the vocabularies are found in the training files
     [recsys.Categorical("city", 1, 8), recsys.MultiHot("tags", 1, 8), recsys.Dense("price")]
 )
-TASKS = [Task("click"), Task("buy", sample_mask="click")]  # buying counts where there was a click
+TASKS = [recsys.Task("click"), recsys.Task("buy", sample_mask="click")]
 
 
 def write(path: Path, rows: int, seed: int) -> None:
@@ -30,7 +28,7 @@ def write(path: Path, rows: int, seed: int) -> None:
     click = rng.logistic(size=rows) < 2 * taste
     buy = click & (rng.logistic(size=rows) < 2 * np.cos(city))
     columns = {"city": city, "tags": tags, "price": price, "click": click, "buy": buy}
-    pyarrow.parquet.write_table(pa.table(columns), path, row_group_size=2_000)
+    pyarrow.parquet.write_table(pyarrow.table(columns), path, row_group_size=2_000)
 
 
 def main(rows: int = 30_000) -> list[float]:
@@ -41,23 +39,21 @@ def main(rows: int = 30_000) -> list[float]:
         for seed, (path, count) in enumerate(zip(paths, (rows, rows // 3), strict=True)):
             write(path, count, seed)
         train, test = map(recsys.Blocks, paths)
-        encoder = Encoder.fit(train, SCHEMA)  # one pass, block by block
+        encoder = recsys.Encoder.fit(train, SCHEMA)  # one pass, block by block
         model = recsys.MMoE(encoder.schema, TASKS, num_experts=4, expert_dims=[32])
         optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-        for batch in StreamingLoader(train, encoder, TASKS, batch_size=256, shuffle=True):
+        for batch in recsys.StreamingLoader(train, encoder, TASKS, batch_size=256, shuffle=True):
             logits, labels = (x[batch["mask"]] for x in (model(batch), batch["labels"]))
             loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         model.eval()
-        found = list(StreamingLoader(test, encoder, TASKS))
+        found = list(recsys.StreamingLoader(test, encoder, TASKS))
         logits = torch.cat([model(batch).detach() for batch in found])
         labels = torch.cat([torch.where(b["mask"], b["labels"], torch.nan) for b in found])
-    scores = [auc(labels[:, t], logits[:, t]) for t in range(len(TASKS))]
-    print(f"test AUC: click {scores[0]:.3f}, buy after a click {scores[1]:.3f}")
-    return scores
+    return [auc(labels[:, t], logits[:, t]) for t in range(len(TASKS))]  # NaN labels do not count
 
 
 if __name__ == "__main__":
-    main()
+    print("test AUC of click, and of buy after a click:", main())
