@@ -202,7 +202,7 @@ def _encode(
     return stop
 
 
-@njit(cache=True)
+@njit(cache=True, forceinline=True)
 def _find(values: np.ndarray, codes: np.ndarray, low: int, high: int, value: float) -> float:
     """The code of a value among those from ``low`` to ``high``, which are sorted; -1 if none."""
     if 0.0 <= value < high - low and values[low + int(value)] == value:

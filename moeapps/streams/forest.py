@@ -7,6 +7,9 @@ the call.
 
 A row ``x`` holds the numeric columns first, then the codes of the nominal ones; NaN is a missing
 value, a code of -1 a value never seen before. Numbers lie within +-1e100.
+
+numba notices a change in a kernel's own file only: after editing one that others inline, delete
+``__pycache__/*.nb?``.
 """
 
 import math

@@ -53,8 +53,9 @@ class HoeffdingTree(StreamClassifier):
         nominal features follow Laplace's rule. A feature that a class always had at one value
         tells against any other value, where river ignores it. The weight that a new leaf inherits
         from the split counts in the Hoeffding bound but not as evidence for a class. When no
-        split gains anything the leaf stays active. Missing values: the gain of a feature is scaled
-        by the share of the weight for which it was known.
+        split gains anything the leaf stays active. The gain of a feature is scaled by the share of
+        the weight for which it was known. Where the value that a split asks for is missing,
+        learning and predicting follow the heavier branch, as in river.
 
     References:
         Domingos, Hulten, *Mining high-speed data streams*, KDD 2000.
