@@ -45,7 +45,7 @@ class ExpertBank(nn.Module):
             times units, where an expert's activations would leave the cache.
 
     Shape:
-        - ``[B, D]``, or with sets ``[B, S, D]`` -> ``[B, E, widths[-1]]``
+        - ``[B, D]``, read by all, or with sets ``[B, S, D]`` -> ``[B, E, widths[-1]]``
 
     Raises:
         ArgumentError: No experts or no layer; a batch of one in training with ``norm="batch"``.
@@ -102,8 +102,7 @@ class ExpertBank(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Every expert's output for every row, ``[B, E, D]``."""
         if self._loops(x):
-            inputs = [x] * self.num_experts if self.sets is None else self._inputs(x)
-            ys = [f(one) for f, one in zip(self.functions(), inputs, strict=True)]
+            ys = [f(one) for f, one in zip(self.functions(), self._inputs(x), strict=True)]
             return torch.stack(ys, dim=1)
         first = self.layers[0][0]
         return self.after_first(stacked_linear(x, first.w, first.b, self.sets))
@@ -132,10 +131,10 @@ class ExpertBank(nn.Module):
         return F.dropout(self.act(h), self.dropout, self.training)
 
     def _inputs(self, x: Tensor) -> list[Tensor]:
-        assert self.sets is not None
-        return [
-            one for one, count in zip(x.unbind(1), self.sets, strict=True) for _ in range(count)
-        ]
+        if x.dim() == 2 or self.sets is None:
+            return [x] * self.num_experts
+        inputs = zip(x.unbind(1), self.sets, strict=True)
+        return [one for one, count in inputs for _ in range(count)]
 
     def _loops(self, x: Tensor) -> bool:
         if self.backend != "auto":
@@ -216,7 +215,7 @@ class Towers(nn.Module):
             so for base rates below 0.05, from where 0 is far.
 
     Shape:
-        - ``[B, T, D] -> [B, T]``
+        - ``[B, T, D]``, or ``[B, D]`` that all tasks read ``-> [B, T]``
 
     Example:
         >>> Towers([Task("click"), Task("like")], 8, [4])(torch.zeros(5, 2, 8)).shape

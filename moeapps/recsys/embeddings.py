@@ -337,13 +337,8 @@ class Inputs(nn.Module):
             ArgumentError: The widths differ.
         """
         self._check(batch)
-        widths = {f.dim for f in self.schema.embedded} | {f.out_width for f in self.schema.dense}
-        if len(widths) != 1:
-            raise ArgumentError(
-                f"The features have widths {sorted(widths)}; a model of feature fields needs one. "
-                "Give every embedded feature the same dim, and dense ones project=dim."
-            )
-        dense = [part.unsqueeze(1) for part in self._dense(batch)]
+        width = self.schema.field_width
+        dense = [part.reshape(-1, 1, width) for part in self._dense(batch)]
         blocks = self.store(batch) if self.schema.embedded else []
         return torch.cat([*blocks, *dense], 1)
 

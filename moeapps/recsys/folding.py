@@ -48,7 +48,7 @@ def fused(model: Model) -> Model:
             module.fold_norm()
     for module in list(served.modules()):
         for name, child in module.named_children():
-            if isinstance(child, Level):
+            if isinstance(child, Level) and isinstance(child.gate, GateBank):
                 setattr(module, name, FusedLevel(child))
     return served
 
@@ -70,6 +70,7 @@ class FusedLevel(nn.Module):
         super().__init__()
         self.experts, self.residual = level.experts, level.residual
         self.gates, self.owners = level.gates, level.owners
+        assert isinstance(level.gate, GateBank)
         self.gate = FusedGate(level.gate)
         self.joined = self.experts.sets is None and self.gate.reads_input
         if self.joined:

@@ -6,7 +6,7 @@ Letters: ``B`` batch, ``E`` experts, ``N`` gates, ``D`` width.
 import dataclasses
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -66,10 +66,9 @@ class GateScores(nn.Module):
         # Maps to one number each: row i of the weights belongs to the i-th visible pair.
         self.linear = StackedLinear(sum(self.counts), in_features, 1, bias=bias)
         self.norm = None if norm is None else StackedNorm(norm, sum(self.counts), 1)
-        seen = visible.flatten()
-        place = None if bool(seen.all()) else torch.where(seen, seen.cumsum(0), 0)
         self.register_buffer("visible", visible, persistent=False)
-        self.register_buffer("place", place, persistent=False)
+        everything = bool(visible.all())
+        self.register_buffer("place", None if everything else place(visible), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
@@ -143,8 +142,16 @@ def sees(gates: Sequence[Sequence[Hashable]], owners: Sequence[Hashable]) -> Ten
     return torch.tensor([[owner in seen for owner in owners] for seen in gates])
 
 
-@dataclass(frozen=True)
-class LevelOutput:
+def place(mask: Tensor) -> Tensor:
+    """Where each entry of a mask finds its number: 0 where False, else its rank among the True.
+
+    With the True entries' numbers behind one other number, a lookup spreads them over the mask.
+    """
+    flat = mask.flatten()
+    return torch.where(flat, flat.cumsum(0), 0)
+
+
+class LevelOutput(NamedTuple):
     """What one level did, for the next one and for diagnostics.
 
     Args:
@@ -184,7 +191,7 @@ class Level(nn.Module):
     def __init__(
         self,
         experts: ExpertBank,
-        gate: GateBank,
+        gate: Gate,
         gates: Sequence[str],
         owners: Sequence[str],
         residual: nn.Module | None = None,
@@ -208,5 +215,5 @@ class Level(nn.Module):
 
     def mix(self, experts: Tensor, routing: Routing) -> LevelOutput:
         """Weighted sum of the experts for every gate."""
-        mixed = torch.bmm(routing.weights.to(experts.dtype), experts)
+        mixed = torch.bmm(routing.dense().to(experts.dtype), experts)
         return LevelOutput(mixed, experts, routing, self.gates, self.owners)

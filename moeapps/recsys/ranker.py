@@ -25,7 +25,7 @@ class Aux:
 
     Args:
         inputs: What the model computed from the embeddings; ``[B, d]`` for most.
-        representation: What the towers read, ``[B, T, D]``.
+        representation: What the towers read, ``[B, T, D]``, or ``[B, D]`` if all read the same.
         levels: What every level of experts and gates did.
         extra: More tensors, named by the model.
     """
@@ -136,7 +136,10 @@ class Ranker(nn.Module, ABC):
 
     @abstractmethod
     def represent(self, x: Tensor) -> tuple[Tensor, list[LevelOutput]]:
-        """The representation of every task, ``[B, T, D]``, and what the levels did."""
+        """What the towers read, and what the levels did.
+
+        The representation is ``[B, T, D]``, or ``[B, D]`` where all tasks have the same.
+        """
 
     def read(self, batch: Batch) -> Tensor:
         """What the model computes from the embeddings: the flat input ``[B, d]``."""

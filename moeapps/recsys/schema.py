@@ -273,6 +273,31 @@ class FeatureSchema:
         """Width of the flat input."""
         return sum(f.dim for f in self.embedded) + sum(f.out_width for f in self.dense)
 
+    @property
+    def field_width(self) -> int:
+        """The one width of all features, for models that treat them as a set.
+
+        Raises:
+            ArgumentError: The widths differ.
+        """
+        widths = {f.dim for f in self.embedded} | {f.out_width for f in self.dense}
+        if len(widths) != 1:
+            raise ArgumentError(
+                f"The features have widths {sorted(widths)}; a model of feature fields needs one. "
+                "Give every embedded feature the same dim, and dense ones project=dim."
+            )
+        return widths.pop()
+
+    def flat_slice(self, name: str) -> slice:
+        """Where a feature lies in the flat input."""
+        start = 0
+        for feature in (*self.embedded, *self.dense):
+            width = feature.out_width if isinstance(feature, Dense) else feature.dim
+            if feature.name == name:
+                return slice(start, start + width)
+            start += width
+        raise UnknownNameError("feature", name, [f.name for f in self.features])
+
     def __getitem__(self, name: str) -> Feature:
         for feature in self.features:
             if feature.name == name:

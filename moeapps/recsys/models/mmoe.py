@@ -70,7 +70,7 @@ class MMoE(Ranker):
     def represent(self, x: Tensor) -> tuple[Tensor, list[LevelOutput]]:
         """What each task mixes."""
         level: LevelOutput = self.level(x)
-        return level.mixed.expand(-1, len(self.tasks), -1), [level]
+        return level.mixed, [level]
 
 
 class OMoE(MMoE):
@@ -107,3 +107,8 @@ class OMoE(MMoE):
     def gate_names(self) -> list[str]:
         """One gate for all."""
         return ["shared"]
+
+    def represent(self, x: Tensor) -> tuple[Tensor, list[LevelOutput]]:
+        """What the gate mixes, for every task."""
+        z, levels = super().represent(x)
+        return z.squeeze(1), levels

@@ -53,4 +53,4 @@ class SharedBottom(Ranker):
 
     def represent(self, x: Tensor) -> tuple[Tensor, list[LevelOutput]]:
         """The same for every task."""
-        return self.bottom(x).expand(-1, len(self.tasks), -1), []
+        return self.bottom(x).squeeze(1), []

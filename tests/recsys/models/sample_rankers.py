@@ -48,6 +48,53 @@ KINDS = {
         SCHEMA,
         TASKS,
     ),
+    "adatt": (
+        "adatt",
+        "AdaTT",
+        {"expert_dims": [[12, 8], [7], [6]], "num_native": 2},
+        SCHEMA,
+        TASKS,
+    ),
+    "adatt_sp": (
+        "adatt",
+        "AdaTT",
+        {"expert_dims": [[12, 8], [7]], "num_shared": 0},
+        SCHEMA,
+        TASKS,
+    ),
+    "stem": (
+        "stem",
+        "STEM",
+        {"expert_dims": [[12, 8]], "gate": {"hidden": [5, 4]}},
+        SCHEMA,
+        TASKS,
+    ),
+    "stem_deep": (
+        "stem",
+        "STEM",
+        {"expert_dims": [[12, 8], [7]], "num_specific": 2, "gate": {"hidden": [5]}},
+        SCHEMA,
+        TASKS,
+    ),
+    "esmm": ("esmm", "ESMM", {"tower_dims": [12, 8]}, SCHEMA, TWO),
+    "aitm": ("aitm", "AITM", {"expert_dims": [12, 8], "tower_dims": []}, SCHEMA, TASKS),
+    "snr_trans": ("snr", "SNR", {"num_subnets": 3, "subnet_dims": [[12], [8]]}, SCHEMA, TASKS),
+    "snr_aver": (
+        "snr",
+        "SNR",
+        {"num_subnets": 3, "subnet_dims": [[12], [8]], "connection": "aver"},
+        SCHEMA,
+        TASKS,
+    ),
+    "pepnet": (
+        "pepnet",
+        "PEPNet",
+        {"domain": ["hour"], "person": ["user", "item"], "expert_dims": [12, 8]},
+        SCHEMA,
+        TASKS,
+    ),
+    "apem": ("apem", "APEM", {"num_groups": 3, "num_indicators": 2, "reduction": 1}, FIELDS, TASKS),
+    "smes": ("smes", "SMES", {"num_experts": 6, "expert_dims": [12, 8]}, SCHEMA, TASKS),
 }
 
 
@@ -73,7 +120,8 @@ def batch_of(rows, *, seed=0, dtype=torch.float32, schema=SCHEMA, num_tasks=3):
         count = torch.randint(0, 4, (rows,), generator=g)
         values = ids(bag, int(count.sum()))
         batch[f"bag/{bag.name}"] = {"values": values, "offsets": count.cumsum(0) - count}
-    batch["labels"] = (torch.rand(rows, num_tasks, generator=g) < 0.4).to(dtype)
+    # Each step of a path only after the one before.
+    batch["labels"] = (torch.rand(rows, num_tasks, generator=g) < 0.6).to(dtype).cumprod(1)
     return batch
 
 
@@ -89,6 +137,7 @@ def bce(logits, batch):
 def warmed(model, batch):
     """The model in evaluation mode, its running statistics no longer the initial ones."""
     model.train()
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
         model(batch)
     return model.eval()

@@ -145,7 +145,7 @@ def test_parameters_fall_into_three_groups(name):
     ]
     ids = [id(p) for group in groups for p in group]
     assert sorted(ids) == sorted(id(p) for p in model.parameters())
-    assert all(groups)
+    assert all(groups) or name == "esmm"  # which is towers on embeddings
 
 
 @every_kind
@@ -153,7 +153,8 @@ def test_aux_describes_every_level(name):
     model, batch = build(name).eval(), batch_for(name, 6)
     logits, aux = model(batch, return_aux=True)
     assert torch.equal(logits, model(batch))
-    assert aux.representation.shape[:2] == logits.shape
+    same_for_all = name in ("shared_bottom", "omoe", "esmm")
+    assert aux.representation.shape[:-1] == (logits.shape[:1] if same_for_all else logits.shape)
     for level in aux.levels:
         rows, gates, experts = level.routing.dense().shape
         assert (rows, gates) == (6, len(level.gates))
