@@ -5,7 +5,7 @@ import pytest
 pytest.importorskip("river")
 
 from moeapps.cli.main import main
-from moeapps.cli.quickstart import NEEDS
+from moeapps.cli.quickstart import NEEDS, PARTS
 from moeapps.cli.quickstart_streams import DRIFTING, MODELS, REAL
 
 
@@ -38,6 +38,8 @@ def test_numbers_are_kept(folder):
 
 def test_a_part_that_is_not_installed_is_left_out_or_named(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(NEEDS, "graphs", ("x_y",))
+    for other in set(PARTS) - {"graphs", "streams"}:
+        monkeypatch.delitem(PARTS, other)
     assert main(["quickstart", "graphs", "--out", str(tmp_path / "a")]) == 2
     assert "moeapps.graphs needs x-y" in capsys.readouterr().err
     assert main(["quickstart", "--fast", "--out", str(tmp_path / "b")]) == 0
