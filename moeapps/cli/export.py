@@ -7,7 +7,7 @@ from typing import Any
 
 from moeapps.errors import ConfigError
 
-FORMATS = ("safetensors", "torch")
+FORMATS = ("safetensors", "torch", "onnx")
 
 
 def register(subparsers: Any) -> None:
@@ -19,7 +19,8 @@ def register(subparsers: Any) -> None:
     parser.add_argument(
         "--format", choices=FORMATS, default="safetensors",
         help="safetensors: weights and config.json for moeapps.load_model; "
-        "torch: a torch.export program for any number of rows [safetensors]",
+        "torch: a torch.export program for any number of rows; onnx: the same for onnxruntime "
+        "[safetensors]",
     )  # fmt: skip
     parser.add_argument("--out", metavar="DIR", help="where to write [export/ in the run]")
     parser.set_defaults(run=run)
@@ -31,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     from moeapps.cli.console import console
     from moeapps.cli.evaluate import find_checkpoint, rebuild
     from moeapps.training.checkpoints import load_checkpoint
-    from moeapps.training.export import PROGRAM, export_program, save_model
+    from moeapps.training.export import ONNX, PROGRAM, export_onnx, export_program, save_model
 
     folder, file = find_checkpoint(options.folder)
     out = Path(options.out or (folder.path if folder else file.parent) / "export")
@@ -40,7 +41,9 @@ def run(options: argparse.Namespace) -> int:
         module: Any = rebuild(file).model
     # Sizes that the data gave during training stand in the checkpoint only.
     module.hparams.update(checkpoint.get("hyper_parameters", {}))
-    if module.model is None:
+    if hasattr(module, "assemble"):
+        module.assemble()  # more than the network alone has weights
+    elif module.model is None:
         module.model = module.build()
     module.load_state_dict(checkpoint["state_dict"])
     module.eval()
@@ -49,16 +52,24 @@ def run(options: argparse.Namespace) -> int:
             save_model(module, out)
             text = f'{out}\nload it with: moeapps.load_model("{out}")'
         else:
-            domain = type(module).__module__.split(".")[1]
-            example = _export_inputs(domain)
-            inputs, shapes = example(module)
-            export_program(module.model, inputs, dynamic_shapes=shapes, path=out / PROGRAM)
-            text = f'{out / PROGRAM}\nload it with: torch.export.load("{out / PROGRAM}").module()'
+            domain = importlib.import_module(
+                f"moeapps.{type(module).__module__.split('.')[1]}.export"
+            )
+            inputs, shapes = domain.export_inputs(module)
+            network = getattr(domain, "export_network", _network)(module)
+            if options.format == "torch":
+                path = out / PROGRAM
+                export_program(network, inputs, dynamic_shapes=shapes, path=path)
+                text = f'{path}\nload it with: torch.export.load("{path}").module()'
+            else:
+                path = out / ONNX
+                export_onnx(network, inputs, dynamic_shapes=shapes, path=path)
+                text = f'{path}\nload it with: onnxruntime.InferenceSession("{path}")'
     except OSError as error:
         raise ConfigError(f"Cannot write in {out} ({error}). Choose --out DIR.") from error
     console().print(text, markup=False)
     return 0
 
 
-def _export_inputs(domain: str) -> Any:
-    return importlib.import_module(f"moeapps.{domain}.export").export_inputs
+def _network(module: Any) -> Any:
+    return module.model

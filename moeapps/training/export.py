@@ -1,6 +1,9 @@
-"""Trained models outside of training: a folder that rebuilds one, and a torch program."""
+"""Trained models outside of training: a folder that rebuilds one, a torch program, ONNX."""
 
+import importlib.util
 import json
+import logging
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ from moeapps.training.classes import check_class_path, import_class
 
 FORMAT = 1
 WEIGHTS, CONFIG, PROGRAM = "model.safetensors", "config.json", "model.pt2"
+ONNX = "model.onnx"
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 def save_model(module: nn.Module, folder: str | Path) -> Path:
@@ -120,20 +125,113 @@ def export_program(
     Raises:
         CheckpointError: The model cannot be exported, or the program gives other numbers.
     """
+    program = _trace(model, make_inputs, dynamic_shapes)
+    _compare(model, program.module(), make_inputs, tolerance)
+    temporary = _beside(path)
+    torch.export.save(program, temporary)
+    temporary.replace(path)
+
+
+def export_onnx(
+    model: nn.Module,
+    make_inputs: Callable[[int], Sequence[Any]],
+    *,
+    dynamic_shapes: Any,
+    path: str | Path,
+    tolerance: float = 1e-5,
+) -> None:
+    """Write the model as an ONNX file, for example for onnxruntime.
+
+    Outputs have the names of the mapping the model gives, or ``output_0`` and so on; inputs are
+    ``input/<key>/<key>`` by the mappings they stand in, or ``input_0`` and so on. The file is kept
+    only if onnxruntime gives what the model gives, on inputs of two sizes it has not been traced
+    with.
+
+    Args:
+        model: In evaluation mode.
+        make_inputs: Inputs for a whole number; different numbers, different sizes.
+        dynamic_shapes: As of :func:`torch.export.export`.
+        path: The ``.onnx`` file.
+        tolerance: Largest difference, relative and absolute.
+
+    Raises:
+        ConfigError: A package is missing.
+        CheckpointError: The model cannot be exported, or onnxruntime gives other numbers.
+    """
+    for package in _ONNX_PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"The ONNX format needs {package}. Run: pip install {' '.join(_ONNX_PACKAGES)}"
+            )
+    import onnxruntime
+
+    program = _trace(model, make_inputs, dynamic_shapes)
+    with torch.no_grad():
+        outputs = _named(model(*make_inputs(0)), "output")
+    temporary = _beside(path)
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # the exporter tells of packages and constants at length
     try:
-        program = torch.export.export(
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = torch.onnx.export(
+                program, dynamo=True, verbose=False, output_names=list(outputs),
+                input_names=list(_feed(make_inputs(0))),
+            )  # fmt: skip
+        assert found is not None
+        found.save(temporary)
+        session = onnxruntime.InferenceSession(temporary)
+    except Exception as error:  # the exporter and the runtime raise many kinds
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(_refusal(model, "an ONNX file", error)) from error
+    finally:
+        logging.disable(disabled)
+
+    def run(*inputs: Any) -> dict[str, Tensor]:
+        feed = {name: value.numpy() for name, value in _feed(inputs).items()}
+        known = {entry.name for entry in session.get_inputs()}  # an input may be of no use
+        given = {name: value for name, value in feed.items() if name in known}
+        return dict(zip(outputs, map(torch.from_numpy, session.run(None, given)), strict=True))
+
+    try:
+        _compare(model, run, make_inputs, tolerance)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _trace(
+    model: nn.Module, make_inputs: Callable[[int], Sequence[Any]], dynamic_shapes: Any
+) -> torch.export.ExportedProgram:
+    try:
+        return torch.export.export(
             model, tuple(make_inputs(0)), dynamic_shapes=dynamic_shapes, strict=False
         )
     except Exception as error:  # torch.export raises many kinds
-        raise CheckpointError(
-            f"{type(model).__name__} cannot be exported as a torch program "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
-            "Use --format safetensors."
-        ) from error
+        raise CheckpointError(_refusal(model, "a torch program", error)) from error
+
+
+def _refusal(model: nn.Module, what: str, error: Exception) -> str:
+    deepest: BaseException = error
+    while deepest.__cause__ is not None:  # the exporters wrap what went wrong in advice
+        deepest = deepest.__cause__
+    reason = str(deepest).strip().splitlines()
+    return (
+        f"{type(model).__name__} cannot be exported as {what} "
+        f"({type(deepest).__name__}: {reason[0] if reason else ''}). Use --format safetensors."
+    )
+
+
+def _compare(
+    model: nn.Module,
+    exported: Callable[..., Any],
+    make_inputs: Callable[[int], Sequence[Any]],
+    tolerance: float,
+) -> None:
     for number in (1, 2):
         inputs = tuple(make_inputs(number))
         with torch.no_grad():
-            expected, got = model(*inputs), program.module()(*inputs)
+            expected, got = model(*inputs), exported(*inputs)
         for left, right in zip(_tensors(expected), _tensors(got), strict=True):
             if not torch.allclose(left, right, rtol=tolerance, atol=tolerance):
                 raise CheckpointError(
@@ -141,11 +239,37 @@ def export_program(
                     f"{float((left - right).abs().max()):.2g}; it was not kept. "
                     "Use --format safetensors."
                 )
+
+
+def _beside(path: str | Path) -> Path:
+    """A temporary file of the same kind in the same folder, which is made."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.part.pt2")
-    torch.export.save(program, temporary)
-    temporary.replace(path)
+    return path.with_name(f".{path.stem}.part{path.suffix}")
+
+
+def _feed(inputs: Sequence[Any]) -> dict[str, Tensor]:
+    """Inputs by name; the prefix keeps keys such as ``cat`` apart from names of operations."""
+    named = _named(tuple(inputs), "input")
+    return {key if key.startswith("input_") else f"input/{key}": t for key, t in named.items()}
+
+
+def _named(values: Any, stem: str) -> dict[str, Tensor]:
+    """Tensors in nested tuples and mappings, by the keys that lead there or by number."""
+    found: dict[str, Tensor] = {}
+
+    def visit(value: Any, keys: tuple[str, ...]) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                visit(inner, (*keys, str(key)))
+        elif isinstance(value, (tuple, list)):
+            for inner in value:
+                visit(inner, keys)
+        else:
+            found["/".join(keys) if keys else f"{stem}_{len(found)}"] = value
+
+    visit(values, ())
+    return found
 
 
 def _tensors(output: Any) -> list[Tensor]:
