@@ -135,7 +135,7 @@ def lengths(bag: Mapping[str, Tensor]) -> Tensor:
     """Number of ids of each row, ``[B]``."""
     offsets, values = bag["offsets"], bag["values"]
     end = offsets.new_full((1,), values.shape[0])
-    return torch.cat([offsets[1:], end]) - offsets
+    return torch.cat([offsets, end])[1:] - offsets
 
 
 def check_ids(batch: Batch, schema: FeatureSchema) -> None:
