@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 # One part per domain. Each module has ``run(*, seeds, fast, say) -> Part``.
 PARTS = {
     "graphs": "moeapps.cli.quickstart_graphs",
+    "recsys": "moeapps.cli.quickstart_recsys",
     "streams": "moeapps.cli.quickstart_streams",
 }
 # What a part cannot run without, besides what moeapps itself needs.
-NEEDS = {"graphs": ("torch_geometric",), "streams": ("numba", "river")}
+NEEDS = {"graphs": ("torch_geometric",), "recsys": (), "streams": ("numba", "river")}
 HEADER = ("model", "test accuracy, %", "time per training, s", "to the weak expert, %")
 
 

@@ -18,8 +18,8 @@ _BOX = ("whislo", "q1", "med", "q3", "whishi")  # matplotlib's names of the five
 CAPTIONS = {
     "gates": (
         "Mean weight that each task's gate gives each expert, level by level; white experts are "
-        "hidden from the task. One dark cell per row is a polarised gate; a shared expert with "
-        "one dark cell in its column belongs to one task only."
+        "hidden from the task. One bright cell per row is a polarised gate; a shared expert with "
+        "one bright cell in its column belongs to one task only."
     ),
     "activations": (
         "What each expert gives: median, quartiles (box) and the middle 90 % (line) of its "
