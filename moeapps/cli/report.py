@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from matplotlib.figure import Figure
 
-    from moeapps.training.report import Report
+    from moeapps.training.report import Report, Section
     from moeapps.training.runs import RunFolder
 
 
@@ -79,6 +79,7 @@ def make_report(run: "RunFolder") -> "Report":
     pictures = tuple(Picture(name, figure, caption) for name, (figure, caption) in figures.items())
     if pictures:
         report.sections.append(Section("Figures", pictures=pictures))
+    report.sections += domain_sections(str(facts.get("domain", "")), results)
     shown = {
         key: config[key]
         for key in ("schema", "seed_everything", "model", "data", "trainer")
@@ -97,6 +98,17 @@ def make_report(run: "RunFolder") -> "Report":
     return report
 
 
+def domain_sections(domain: str, results: "dict[str, np.ndarray]") -> "list[Section]":
+    """What a domain has to say besides figures."""
+    name = f"moeapps.{domain}.sections"
+    if not domain or importlib.util.find_spec(f"moeapps.{domain}") is None:
+        return []
+    if importlib.util.find_spec(name) is None:
+        return []
+    found: list[Section] = importlib.import_module(name).sections(results)
+    return found
+
+
 def domain_figures(
     domain: str, results: "dict[str, np.ndarray]", metrics: "dict[str, np.ndarray]"
 ) -> "dict[str, tuple[Figure, str]]":
@@ -105,8 +117,9 @@ def domain_figures(
         name = f"moeapps.{domain}.figures"
         if importlib.util.find_spec(name) is not None:
             module = importlib.import_module(name)
-            drawn = module.figures(results, metrics)
-            return {key: (figure, module.CAPTIONS[key]) for key, figure in drawn.items()}
+            if hasattr(module, "figures"):
+                drawn = module.figures(results, metrics)
+                return {key: (figure, module.CAPTIONS[key]) for key, figure in drawn.items()}
     from moeapps.plots import training_curves
 
     losses = {name: values for name, values in metrics.items() if name.endswith("/loss")}

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from river.base import Classifier
 from torch import Tensor, nn
 
+from moeapps import gating
 from moeapps.errors import ArgumentError, UnknownNameError
 from moeapps.streams.classifier import StreamClassifier
 from moeapps.streams.columns import Columns
@@ -354,6 +355,23 @@ class TAME(StreamClassifier):
             expert_sparsity=expert_sparsity, selector_sparsity=selector_sparsity, epochs=epochs
         )
         return self
+
+    def recorded(self) -> tuple[Tensor, Tensor]:
+        """The sampled inputs ``[N, ...]``, and which expert learned each, ``[N]``."""
+        samples = self._learned.samples
+        owner = [torch.full((len(x),), expert) for expert, x in enumerate(samples)]
+        return torch.cat([x for x in samples if len(x)]), torch.cat(owner)
+
+    def set_selector(self, gate: gating.Gate) -> None:
+        """Use a selector that was trained elsewhere.
+
+        Args:
+            gate: Built by :func:`moeapps.streams.tame_selector.new_gate` with the same factory.
+
+        Raises:
+            CheckpointError: It is for other inputs or experts.
+        """
+        self._learned.selector.replace(gate, self._learned.shape, len(self._learned.experts))
 
     # ------------------------------------------------------------------------------- files, numbers
 

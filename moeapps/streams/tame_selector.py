@@ -243,6 +243,16 @@ class Selector:
             widen(self.scores.net, self.optimizer, num_features=width, num_outputs=num_experts)
         self.num_experts, self.shape = num_experts, shape
 
+    def replace(self, gate: gating.Gate, shape: tuple[int, ...], num_experts: int) -> None:
+        """Take over the weights of another gate; the optimiser starts anew."""
+        mine = Selector(self.factory, lr=self.lr, batch_size=self.batch_size)
+        mine.restore(
+            {f"weights/{k}": v.cpu().numpy() for k, v in gate.state_dict().items()},
+            shape,
+            num_experts,
+        )
+        self.__dict__.update(mine.__dict__)
+
     def state(self) -> dict[str, NDArray[Any]]:
         """Weights, scaling and memory of the optimiser; nothing before the first training."""
         if self.gate is None or self.optimizer is None:
