@@ -19,6 +19,7 @@ Array = NDArray[Any]
 MISSING = np.iinfo(np.int64).min
 """A missing whole number."""
 
+_SPARSEST = 4  # numbers are looked up if they fill at least one in so many places
 _EXACT = 2**53  # up to here float64 holds every whole number
 
 
@@ -77,6 +78,11 @@ class IdTable:
                 f"The vocabulary of {name!r} holds neither rising whole numbers nor different "
                 "texts. The state of the encoder is damaged: use another checkpoint."
             )
+        first, last = (kept[0], kept[-1]) if len(self.numbers) else (0, -1)
+        self.lookup: Array | None = None  # where numbers lie close, ids by number: no search
+        if last - first < _SPARSEST * len(self.numbers):
+            self.lookup = np.zeros(last - first + 1, np.int64)
+            self.lookup[self.numbers - first] = np.arange(1, len(self.numbers) + 1)
 
     def ids(self, name: str, column: Array) -> Array:
         """Ids of the values of a column.
@@ -94,6 +100,11 @@ class IdTable:
             raise _mixed(name)
         if not len(self.numbers):
             return np.zeros(len(values), np.int64)
+        if self.lookup is not None:
+            first, last = self.numbers[0], self.numbers[-1]
+            ids = self.lookup[values.clip(first, last) - first]
+            ids[(values < first) | (values > last)] = 0
+            return ids
         place = np.searchsorted(self.numbers, values).clip(max=len(self.numbers) - 1)
         return np.where(self.numbers[place] == values, place + 1, 0)
 

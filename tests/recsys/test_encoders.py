@@ -25,6 +25,17 @@ def test_ids_count_the_values_in_order_and_leave_out_zero(values):
     assert ids.dtype == np.int64
 
 
+@pytest.mark.parametrize("spread", [1, 5, 2**57])
+@given(st.lists(st.integers(-30, 30), min_size=1), st.lists(st.integers(-60, 60)))
+@settings(max_examples=30, deadline=None)
+def test_new_numbers_are_unknown_however_far_apart_they_lie(spread, old, new):
+    encoder = fitted(np.array(old) * spread)
+    known = {value * spread: i for i, value in enumerate(sorted(set(old)), 1)}
+    new = np.array(new, dtype=np.int64) * spread
+    ids = encoder.transform({"c": new})["c"]
+    assert ids.tolist() == [known.get(value, 0) for value in new.tolist()]
+
+
 @given(st.lists(st.text(max_size=3), min_size=1))
 @settings(max_examples=50, deadline=None)
 def test_empty_text_is_missing_and_other_texts_get_ids(values):
