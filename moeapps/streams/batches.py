@@ -10,10 +10,10 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from moeapps.errors import ArgumentError
 from moeapps.streams.columns import LARGEST, Columns
+from moeapps.streams.compiling import kernel
 
 
 class ArrayBatch:
@@ -167,7 +167,7 @@ def as_matrix(x: Any) -> np.ndarray:
     return array
 
 
-@njit(cache=True)
+@kernel
 def _encode(
     x: np.ndarray,
     place: np.ndarray,
@@ -179,34 +179,33 @@ def _encode(
     rows: np.ndarray,
 ) -> int:
     """Fill ``rows``; the number of rows before the first that brings something new."""
-    stop = len(x)
     rows[:] = np.nan
-    for j in range(x.shape[1]):
-        to, low, high = place[j], bounds[j], bounds[j + 1]
-        for t in range(stop):
+    for t in range(len(x)):
+        for j in range(x.shape[1]):
             value = x[t, j]
             if value != value:
                 continue
-            if to < 0:
+            if place[j] < 0:
                 if learning:
-                    stop = t
-                    break
+                    return t
             elif not names[j]:
-                rows[t, to] = min(max(value, -LARGEST), LARGEST)
+                rows[t, place[j]] = min(max(value, -LARGEST), LARGEST)
             else:
-                code = _find(values, codes, low, high, value)
+                low, high, guess = bounds[j], bounds[j + 1], int(value)
+                # Most often the values are 0, 1, 2, ...
+                if 0 <= guess < high - low and values[low + guess] == value:
+                    code = codes[low + guess]
+                else:
+                    code = _find(values, codes, low, high, value)
                 if code < 0.0 and learning:
-                    stop = t
-                    break
-                rows[t, to] = code
-    return stop
+                    return t
+                rows[t, place[j]] = code
+    return len(x)
 
 
-@njit(cache=True, forceinline=True)
+@kernel
 def _find(values: np.ndarray, codes: np.ndarray, low: int, high: int, value: float) -> float:
     """The code of a value among those from ``low`` to ``high``, which are sorted; -1 if none."""
-    if 0.0 <= value < high - low and values[low + int(value)] == value:
-        return codes[low + int(value)]  # most often the values are 0, 1, 2, ...
     end = high
     while low < high:
         middle = (low + high) // 2

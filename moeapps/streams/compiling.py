@@ -8,6 +8,14 @@ import functools
 import logging
 from pathlib import Path
 
+from numba import njit
+
+# Decorators of kernels. Division by zero gives infinity as in numpy: the error path that Python's
+# rule needs would keep numba from dropping its counts of references to arrays, which cost more
+# than the arithmetic. A small kernel that takes a whole forest is inlined for the same reason.
+kernel = njit(cache=True, error_model="numpy")
+inlined = njit(cache=True, error_model="numpy", forceinline=True)
+
 
 def is_compiled() -> bool:
     """Whether the kernels of the trees, on which everything else stands, are on disk.

@@ -15,8 +15,8 @@ numba notices a change in a kernel's own file only: after editing one that other
 import math
 
 import numpy as np
-from numba import njit
 
+from moeapps.streams.compiling import inlined, kernel
 from moeapps.streams.forest_leaf import TIE, likeliest, majority, score, update
 from moeapps.streams.forest_nodes import add_weight, copy_nodes, find_leaf, free_tree, take_leaf
 from moeapps.streams.forest_split import try_split
@@ -78,75 +78,73 @@ __all__ = [
 ]
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def predict(forest: Forest, tree: int, x: np.ndarray, proba: np.ndarray) -> None:
     """Fill ``proba [C]`` with the class probabilities of ``x``; uniform for an untrained tree.
 
     Classes that the leaf of ``x`` has not seen get 0.
     """
-    _probabilities(forest, find_leaf(forest, tree, x), x, proba)
+    leaf = forest.leaves[forest.nodes[find_leaf(forest, tree, x), ROW]]
+    bayes, common = _votes(leaf, forest.layout, x, forest.scores)
+    _probabilities(leaf, forest.layout, forest.scores, bayes, common, proba)
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def decide(forest: Forest, tree: int, x: np.ndarray) -> int:
     """The class that `predict` finds most probable (the first of equals), at less cost."""
     leaf = forest.leaves[forest.nodes[find_leaf(forest, tree, x), ROW]]
-    bayes, common = _votes(forest, leaf, x)
-    return bayes if _trusts_bayes(forest, leaf) else common
+    bayes, common = _votes(leaf, forest.layout, x, forest.scores)
+    return bayes if _trusts_bayes(leaf, forest.layout) else common
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def learn(forest: Forest, tree: int, x: np.ndarray, y: int, w: float) -> bool:
     """Learn ``x`` with class ``y`` and weight ``w``; False if the pool is full: nothing changed."""
-    if w <= 0.0:
-        return True
-    node = find_leaf(forest, tree, x)
-    if not _has_room(forest, node, w):
-        return False
-    leaf = forest.leaves[forest.nodes[node, ROW]]
-    bayes, common = _votes(forest, leaf, x)
-    _learn(forest, tree, node, x, y, w, bayes, common)
-    return True
+    return w <= 0.0 or decide_then_learn(forest, tree, x, y, w) >= 0
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def predict_then_learn(
     forest: Forest, tree: int, x: np.ndarray, y: int, w: float, proba: np.ndarray
 ) -> bool:
     """`predict`, then `learn` with its result; the instance is sorted to its leaf once."""
     node = find_leaf(forest, tree, x)
-    bayes, common = _probabilities(forest, node, x, proba)
+    leaf = forest.leaves[forest.nodes[node, ROW]]
+    bayes, common = _votes(leaf, forest.layout, x, forest.scores)
+    _probabilities(leaf, forest.layout, forest.scores, bayes, common, proba)
     if w <= 0.0:
         return True
-    if not _has_room(forest, node, w):
+    due = _is_due(forest, node, leaf, w)
+    if due and not _has_room(forest.layout):
         return False
-    _learn(forest, tree, node, x, y, w, bayes, common)
+    _learn(forest, tree, node, leaf, x, y, w, bayes, common, due)
     return True
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def decide_then_learn(forest: Forest, tree: int, x: np.ndarray, y: int, w: float) -> int:
     """`decide`, then `learn`; returns the class decided on, or -1 if the pool is full."""
     node = find_leaf(forest, tree, x)
     leaf = forest.leaves[forest.nodes[node, ROW]]
-    bayes, common = _votes(forest, leaf, x)
-    answer = bayes if _trusts_bayes(forest, leaf) else common
+    bayes, common = _votes(leaf, forest.layout, x, forest.scores)
+    answer = bayes if _trusts_bayes(leaf, forest.layout) else common
     if w <= 0.0:
         return answer
-    if not _has_room(forest, node, w):
+    due = _is_due(forest, node, leaf, w)
+    if due and not _has_room(forest.layout):
         return -1
-    _learn(forest, tree, node, x, y, w, bayes, common)
+    _learn(forest, tree, node, leaf, x, y, w, bayes, common, due)
     return answer
 
 
-@njit(cache=True)
+@kernel
 def reset(forest: Forest, tree: int) -> None:
     """Make the tree untrained; its nodes return to the pool."""
     free_tree(forest, tree)
     forest.trees[tree, ROOT] = take_leaf(forest, tree, -1, 0)
 
 
-@njit(cache=True)
+@kernel
 def copy_tree(forest: Forest, source: int, target: int) -> bool:
     """Make tree ``target`` a copy of ``source``; False if the pool is full: nothing changed."""
     trees, layout = forest.trees, forest.layout
@@ -161,22 +159,23 @@ def copy_tree(forest: Forest, source: int, target: int) -> bool:
     return True
 
 
-@njit(cache=True)
+@kernel
 def num_nodes(forest: Forest, tree: int) -> int:
     """Number of nodes, leaves included."""
     return forest.trees[tree, NODES]
 
 
-@njit(cache=True)
+@kernel
 def num_leaves(forest: Forest, tree: int) -> int:
     """Number of leaves."""
     return forest.trees[tree, LEAVES]
 
 
-@njit(cache=True, forceinline=True)
-def _votes(forest: Forest, leaf: np.ndarray, x: np.ndarray) -> tuple[int, int]:
+@inlined
+def _votes(
+    leaf: np.ndarray, layout: np.ndarray, x: np.ndarray, scores: np.ndarray
+) -> tuple[int, int]:
     """The classes of naive Bayes and of the majority; naive Bayes only where a rule needs it."""
-    layout = forest.layout
     num_classes = layout[NUM_CLASSES]
     if leaf[SEEN] == 0.0:
         common = majority(leaf, layout[INHERITED], num_classes)
@@ -184,28 +183,32 @@ def _votes(forest: Forest, leaf: np.ndarray, x: np.ndarray) -> tuple[int, int]:
     common = majority(leaf, COUNTS, num_classes)
     if layout[LEAF_RULE] == MAJORITY:
         return common, common
-    score(leaf, layout, x, forest.scores)
-    return likeliest(forest.scores, num_classes), common
+    score(leaf, layout, x, scores)
+    return likeliest(scores, num_classes), common
 
 
-@njit(cache=True, forceinline=True)
-def _trusts_bayes(forest: Forest, leaf: np.ndarray) -> bool:
-    rule = forest.layout[LEAF_RULE]
+@inlined
+def _trusts_bayes(leaf: np.ndarray, layout: np.ndarray) -> bool:
+    rule = layout[LEAF_RULE]
     return rule == BAYES or (rule == ADAPTIVE and leaf[BAYES_RIGHT] >= leaf[MAJORITY_RIGHT])
 
 
-@njit(cache=True, forceinline=True)
-def _probabilities(forest: Forest, node: int, x: np.ndarray, proba: np.ndarray) -> tuple[int, int]:
-    """Fill ``proba`` and return the two votes."""
-    layout = forest.layout
+@inlined
+def _probabilities(
+    leaf: np.ndarray,
+    layout: np.ndarray,
+    scores: np.ndarray,
+    bayes: int,
+    common: int,
+    proba: np.ndarray,
+) -> None:
+    """Class probabilities from the scores and votes of `_votes`."""
     num_classes = layout[NUM_CLASSES]
-    leaf = forest.leaves[forest.nodes[node, ROW]]
-    bayes, common = _votes(forest, leaf, x)
-    if leaf[SEEN] > 0.0 and _trusts_bayes(forest, leaf):
-        best = forest.scores[bayes]
+    if leaf[SEEN] > 0.0 and _trusts_bayes(leaf, layout):
+        best = scores[bayes]
         for c in range(num_classes):
             # Equal but for rounding means equal, here as in `likeliest`.
-            gap = forest.scores[c] - best
+            gap = scores[c] - best
             proba[c] = math.exp(gap) if abs(gap) > TIE else 1.0
     else:
         start = COUNTS if leaf[SEEN] > 0.0 else layout[INHERITED]
@@ -218,14 +221,12 @@ def _probabilities(forest: Forest, node: int, x: np.ndarray, proba: np.ndarray) 
         total += proba[c]
     for c in range(num_classes):
         proba[c] = proba[c] / total if total > 0.0 else 1.0 / num_classes
-    return bayes, common
 
 
-@njit(cache=True, forceinline=True)
-def _is_due(forest: Forest, node: int, w: float) -> bool:
+@inlined
+def _is_due(forest: Forest, node: int, leaf: np.ndarray, w: float) -> bool:
     """Whether learning weight ``w`` at this leaf lets it try to split."""
     layout = forest.layout
-    leaf = forest.leaves[forest.nodes[node, ROW]]
     weight = forest.splits[node, WEIGHT] + w
     return (
         weight - leaf[LAST_ATTEMPT] >= forest.settings[GRACE]
@@ -234,12 +235,9 @@ def _is_due(forest: Forest, node: int, w: float) -> bool:
     )
 
 
-@njit(cache=True, forceinline=True)
-def _has_room(forest: Forest, node: int, w: float) -> bool:
-    """Whether the pool holds the children that learning this instance may make."""
-    if not _is_due(forest, node, w):
-        return True
-    layout = forest.layout
+@kernel
+def _has_room(layout: np.ndarray) -> bool:
+    """Whether the pool holds the children that a split may make."""
     children = 2
     if not layout[BINARY]:
         for k in range(layout[NUM_NOMINAL]):
@@ -247,12 +245,19 @@ def _has_room(forest: Forest, node: int, w: float) -> bool:
     return layout[FREE_NODES] >= children and layout[FREE_ROWS] >= children
 
 
-@njit(cache=True)
+@kernel
 def _learn(
-    forest: Forest, tree: int, node: int, x: np.ndarray, y: int, w: float, bayes: int, common: int
+    forest: Forest,
+    tree: int,
+    node: int,
+    leaf: np.ndarray,
+    x: np.ndarray,
+    y: int,
+    w: float,
+    bayes: int,
+    common: int,
+    due: bool,
 ) -> None:
-    leaf = forest.leaves[forest.nodes[node, ROW]]
-    due = _is_due(forest, node, w)
     if leaf[SEEN] > 0.0:
         if bayes == y:
             leaf[BAYES_RIGHT] += w

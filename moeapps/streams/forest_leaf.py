@@ -3,8 +3,8 @@
 import math
 
 import numpy as np
-from numba import njit
 
+from moeapps.streams.compiling import inlined, kernel
 from moeapps.streams.forest_state import (
     BASES,
     BELLS,
@@ -36,7 +36,7 @@ TIE = 1e-9
 _LOGS = np.log(np.maximum(np.arange(4096.0), 1.0))  # logarithms of whole numbers from 1
 
 
-@njit(cache=True)
+@kernel
 def score(leaf: np.ndarray, layout: np.ndarray, x: np.ndarray, scores: np.ndarray) -> None:
     """Naive Bayes: ln n_c + sum_j ln p(x_j | c), up to a constant, for every class."""
     num_classes, room = layout[NUM_CLASSES], layout[CLASS_ROOM]
@@ -71,13 +71,13 @@ def score(leaf: np.ndarray, layout: np.ndarray, x: np.ndarray, scores: np.ndarra
                 scores[c] += math.log(leaf[at + c * width] + values)
 
 
-@njit(cache=True)
+@kernel
 def _log_height(inverse: float) -> float:
     """Logarithm of the top of the Gaussian with 1 / (2 variance) = ``inverse``."""
     return 0.5 * math.log(inverse / math.pi) if 0.0 < inverse < CONSTANT else 0.0
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def likeliest(scores: np.ndarray, num_classes: int) -> int:
     """The first of the classes with the highest score."""
     best = -math.inf
@@ -89,7 +89,7 @@ def likeliest(scores: np.ndarray, num_classes: int) -> int:
     return 0
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def majority(leaf: np.ndarray, start: int, num_classes: int) -> int:
     """The first of the classes with most weight; ``start`` is the place of class 0."""
     best = 0.0
@@ -101,7 +101,7 @@ def majority(leaf: np.ndarray, start: int, num_classes: int) -> int:
     return 0
 
 
-@njit(cache=True)
+@kernel
 def update(leaf: np.ndarray, layout: np.ndarray, x: np.ndarray, y: int, w: float) -> None:
     """Add an instance of class ``y`` and weight ``w`` to the statistics."""
     room = layout[CLASS_ROOM]
@@ -159,7 +159,7 @@ def update(leaf: np.ndarray, layout: np.ndarray, x: np.ndarray, y: int, w: float
     leaf[layout[BASES] + y] = total + math.log(leaf[COUNTS + y] / product)
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def _log(number: float) -> float:
     whole = int(number) if number < len(_LOGS) else 0
     return _LOGS[whole] if whole == number else math.log(number)

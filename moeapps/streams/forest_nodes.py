@@ -3,8 +3,8 @@
 import math
 
 import numpy as np
-from numba import njit
 
+from moeapps.streams.compiling import inlined, kernel
 from moeapps.streams.forest_state import (
     BASES,
     CLASS_ROOM,
@@ -34,7 +34,7 @@ from moeapps.streams.forest_state import (
 )
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def find_leaf(forest: Forest, tree: int, x: np.ndarray) -> int:
     """The leaf of ``x``; where the value a split asks for is missing, along the heavier branch."""
     nodes, splits = forest.nodes, forest.splits
@@ -53,7 +53,7 @@ def find_leaf(forest: Forest, tree: int, x: np.ndarray) -> int:
     return node
 
 
-@njit(cache=True)
+@kernel
 def _heaviest_child(forest: Forest, node: int) -> int:
     best, most = forest.nodes[node, LEFT], -1.0
     child = best
@@ -64,7 +64,7 @@ def _heaviest_child(forest: Forest, node: int) -> int:
     return best
 
 
-@njit(cache=True)
+@kernel
 def _branch(forest: Forest, node: int, value: float) -> int:
     """The child of a value; for a value that came after the split, the heaviest."""
     child = forest.nodes[node, LEFT]
@@ -74,7 +74,7 @@ def _branch(forest: Forest, node: int, value: float) -> int:
     return child if child >= 0 and value == 0.0 else _heaviest_child(forest, node)
 
 
-@njit(cache=True)
+@kernel
 def take_leaf(forest: Forest, tree: int, parent: int, depth: int) -> int:
     """A fresh leaf from the free lists, which must not be empty."""
     nodes, leaves, layout = forest.nodes, forest.leaves, forest.layout
@@ -99,7 +99,7 @@ def take_leaf(forest: Forest, tree: int, parent: int, depth: int) -> int:
     return node
 
 
-@njit(cache=True)
+@kernel
 def free_row(forest: Forest, tree: int, node: int) -> None:
     """Give back the statistics of a leaf."""
     layout, row = forest.layout, forest.nodes[node, ROW]
@@ -111,7 +111,7 @@ def free_row(forest: Forest, tree: int, node: int) -> None:
     forest.nodes[node, ROW] = -1
 
 
-@njit(cache=True)
+@kernel
 def free_tree(forest: Forest, tree: int) -> None:
     """Give back all nodes of a tree, children before parents."""
     nodes, layout = forest.nodes, forest.layout
@@ -133,7 +133,7 @@ def free_tree(forest: Forest, tree: int) -> None:
     forest.trees[tree, NODES] = 0
 
 
-@njit(cache=True)
+@kernel
 def copy_nodes(forest: Forest, source: int, target: int) -> None:
     """Rebuild tree ``source`` as tree ``target``, which must be empty; both walked in step."""
     nodes = forest.nodes
@@ -159,7 +159,7 @@ def copy_nodes(forest: Forest, source: int, target: int) -> None:
         nodes[parent, RIGHT] = b
 
 
-@njit(cache=True)
+@kernel
 def _copy_node(forest: Forest, node: int, tree: int, parent: int) -> int:
     nodes, splits, leaves = forest.nodes, forest.splits, forest.leaves
     copy = take_leaf(forest, tree, parent, nodes[node, DEPTH])
@@ -175,7 +175,7 @@ def _copy_node(forest: Forest, node: int, tree: int, parent: int) -> int:
     return copy
 
 
-@njit(cache=True, forceinline=True)
+@inlined
 def add_weight(forest: Forest, node: int, w: float) -> None:
     """Count ``w`` at a leaf and all nodes above it."""
     while node >= 0:

@@ -12,8 +12,8 @@ The best two features differ beyond chance when :math:`G_1 - G_2` exceeds the Ho
 import math
 
 import numpy as np
-from numba import njit
 
+from moeapps.streams.compiling import kernel
 from moeapps.streams.forest_nodes import free_row, take_leaf
 from moeapps.streams.forest_state import (
     ATTEMPTS,
@@ -62,7 +62,7 @@ LEAST_SHARE = 0.01  # two branches must hold more than this share of the weight
 ROUNDING = 1e-12  # a later candidate must be better by more than this
 
 
-@njit(cache=True)
+@kernel
 def try_split(forest: Forest, tree: int, node: int) -> None:
     """Split the leaf if its best split is good enough; the free lists must hold the children."""
     layout, settings = forest.layout, forest.settings
@@ -102,12 +102,12 @@ def try_split(forest: Forest, tree: int, node: int) -> None:
         _split(forest, tree, node, kind, feature, threshold)
 
 
-@njit(cache=True)
+@kernel
 def _n_log_n(n: float) -> float:
     return n * math.log2(n) if n > 0.0 else 0.0
 
 
-@njit(cache=True)
+@kernel
 def _sum(counts: np.ndarray) -> float:
     total = 0.0
     for n in counts:
@@ -115,7 +115,7 @@ def _sum(counts: np.ndarray) -> float:
     return total
 
 
-@njit(cache=True)
+@kernel
 def _entropy_sum(counts: np.ndarray) -> float:
     """W times the entropy, in bits, of the classes whose weights sum up to W."""
     terms = 0.0
@@ -124,7 +124,7 @@ def _entropy_sum(counts: np.ndarray) -> float:
     return _n_log_n(_sum(counts)) - terms
 
 
-@njit(cache=True)
+@kernel
 def _gain(parent: float, counts: np.ndarray, left: np.ndarray, seen: float) -> float:
     """Gain of a split of ``counts`` into ``left`` and the rest; 0 if one of them is tiny."""
     a, b, terms = 0.0, 0.0, 0.0
@@ -138,7 +138,7 @@ def _gain(parent: float, counts: np.ndarray, left: np.ndarray, seen: float) -> f
     return (parent - (_n_log_n(a) + _n_log_n(b) - terms)) / seen
 
 
-@njit(cache=True)
+@kernel
 def _best_numeric(leaf: np.ndarray, layout: np.ndarray, j: int) -> tuple[float, float, int]:
     """Gain and threshold of the best of evenly spaced thresholds between smallest and largest."""
     num_classes = layout[NUM_CLASSES]
@@ -164,7 +164,7 @@ def _best_numeric(leaf: np.ndarray, layout: np.ndarray, j: int) -> tuple[float, 
     return best, threshold, NUMERIC
 
 
-@njit(cache=True)
+@kernel
 def weights_below(
     leaf: np.ndarray, layout: np.ndarray, j: int, value: float, left: np.ndarray
 ) -> None:
@@ -184,7 +184,7 @@ def weights_below(
             left[c] = weight * 0.5 * math.erfc(-z)
 
 
-@njit(cache=True)
+@kernel
 def _best_nominal(leaf: np.ndarray, layout: np.ndarray, k: int) -> tuple[float, float, int]:
     """Gain and value of the best split ``= v`` against the rest, or of one branch per value."""
     num_classes = layout[NUM_CLASSES]
@@ -214,7 +214,7 @@ def _best_nominal(leaf: np.ndarray, layout: np.ndarray, k: int) -> tuple[float, 
     return best, value, how
 
 
-@njit(cache=True)
+@kernel
 def _split(forest: Forest, tree: int, node: int, kind: int, feature: int, threshold: float) -> None:
     """Turn a leaf into a split whose children start with the estimated class weights."""
     nodes, layout = forest.nodes, forest.layout
@@ -240,7 +240,7 @@ def _split(forest: Forest, tree: int, node: int, kind: int, feature: int, thresh
     free_row(forest, tree, node)
 
 
-@njit(cache=True)
+@kernel
 def _weights_of_branch(
     leaf: np.ndarray,
     layout: np.ndarray,
@@ -267,7 +267,7 @@ def _weights_of_branch(
             share[c] = leaf[at] - share[c]
 
 
-@njit(cache=True)
+@kernel
 def _inherit(forest: Forest, child: int, share: np.ndarray) -> None:
     leaf = forest.leaves[forest.nodes[child, ROW]]
     total = 0.0

@@ -4,10 +4,10 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from moeapps.streams.classifier import StreamClassifier
 from moeapps.streams.columns import Columns
+from moeapps.streams.compiling import kernel
 from moeapps.streams.forest import (
     Forest,
     decide_then_learn,
@@ -154,13 +154,13 @@ class HoeffdingTree(StreamClassifier):
         }
 
 
-@njit(cache=True)
+@kernel
 def _predict_rows(forest: Forest, x: np.ndarray, proba: np.ndarray) -> None:
     for t in range(len(x)):
         predict(forest, 0, x[t], proba[t])
 
 
-@njit(cache=True)
+@kernel
 def _learn_rows(forest: Forest, x: np.ndarray, y: np.ndarray, w: np.ndarray, start: int) -> int:
     """Learn rows from ``start``; the row at which the pool is full, or their number."""
     for t in range(start, len(x)):
@@ -169,7 +169,7 @@ def _learn_rows(forest: Forest, x: np.ndarray, y: np.ndarray, w: np.ndarray, sta
     return len(x)
 
 
-@njit(cache=True)
+@kernel
 def _test_then_train_rows(
     forest: Forest, x: np.ndarray, y: np.ndarray, w: np.ndarray, start: int, answers: np.ndarray
 ) -> int:
