@@ -37,7 +37,7 @@ class Detectors(NamedTuple):
     summary: np.ndarray
 
 
-def new_detectors(n: int, delta: float) -> Detectors:
+def new_detectors(n: int, delta: float | np.ndarray) -> Detectors:
     r"""``n`` empty detectors.
 
     The window of width :math:`W` is cut into an old part of :math:`n_0` values and a recent part
@@ -48,7 +48,8 @@ def new_detectors(n: int, delta: float) -> Detectors:
 
     Args:
         n: Number of detectors.
-        delta: Chance of a false alarm that one check may have; smaller is slower to react.
+        delta: Chance of a false alarm that one check may have, one for all or one each; smaller is
+            slower to react.
 
     Raises:
         ArgumentError: ``delta`` is not between 0 and 1.
@@ -69,7 +70,8 @@ def new_detectors(n: int, delta: float) -> Detectors:
         >>> width(detectors, 0), round(mean(detectors, 0), 3)
         (120.0, 0.833)
     """
-    if not 0 < delta < 1:
+    deltas = np.broadcast_to(np.asarray(delta, float), n)
+    if not ((deltas > 0) & (deltas < 1)).all():
         raise ArgumentError(
             f"delta={delta} is not a probability. Expected a number between 0 and 1, such as "
             "0.002; pass a smaller one for fewer alarms."
@@ -79,7 +81,7 @@ def new_detectors(n: int, delta: float) -> Detectors:
         np.zeros((n, NUM_ROWS), np.int64),
         np.zeros((n, 6)),
     )
-    detectors.summary[:, DELTA] = delta
+    detectors.summary[:, DELTA] = deltas
     return detectors
 
 
