@@ -110,7 +110,7 @@ def _load(target: str) -> Any:
 
 def _river_class(name: str) -> Any:
     """Any classifier of river by its class name."""
-    base = _load("river:base")
+    classifier = _load("river.base:Classifier")
     import river
 
     found: dict[str, Any] = {}
@@ -123,7 +123,7 @@ def _river_class(name: str) -> Any:
             continue
         for attribute in getattr(package, "__all__", ()):
             value = getattr(package, attribute, None)
-            if inspect.isclass(value) and issubclass(value, base.Classifier):
+            if inspect.isclass(value) and issubclass(value, classifier):
                 found[attribute] = value
     wanted = name.removeprefix(PREFIX)
     if wanted not in found:

@@ -18,8 +18,8 @@ CAPTIONS = {
     "usage": "Share of the answers that each expert gave, over time. A change of the pattern shows "
     "that the gate turned to other experts.",
     "recovery": "Instances from each true change until the windowed accuracy is back within one "
-    "point of the five windows before it. A dot is a seed; a hollow mark counts "
-    "the seeds that were not back before the next change.",
+    "point of the five windows before it; a model that was low before has less to recover. A dot "
+    "is a seed; a hollow mark counts the seeds that were not back before the next change.",
 }
 _THOUSANDS = FuncFormatter(lambda value, _: f"{value / 1000:g} k" if value else "0")
 

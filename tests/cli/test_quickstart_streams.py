@@ -46,3 +46,12 @@ def test_a_part_that_is_not_installed_is_left_out_or_named(monkeypatch, tmp_path
     assert "graphs is left out: moeapps.graphs needs x-y" in capsys.readouterr().err
     assert main(["quickstart", "stream", "--out", str(tmp_path / "c")]) == 2
     assert "Did you mean 'streams'" in capsys.readouterr().err
+
+
+def test_the_doctor_says_whether_the_kernels_are_compiled(folder):
+    from moeapps.cli.doctor import kernels
+
+    (finding,) = kernels()
+    assert finding.found == "compiled"  # the quickstart did it
+    (finding,) = kernels(compile_now=True)
+    assert finding.found.startswith("compiled in")
