@@ -65,8 +65,8 @@ def build(
         MissingExtraError: numba or river is not installed.
 
     Example:
-        >>> build("river:GaussianNB", seed=0)
-        GaussianNB
+        >>> type(build("river:GaussianNB", seed=0)).__name__
+        'GaussianNB'
     """
     preset: dict[str, Any] = {}
     if name in OWN:
