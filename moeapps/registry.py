@@ -38,6 +38,27 @@ _NODE = "node classification"
 _STREAM = "online classification"
 _SMALL = {"in_channels": 8, "hidden_channels": 16, "num_layers": 2, "out_channels": 3}
 _EXPERTS = "moeapps.graphs.models.experts"
+_RANKING = "multi-task ranking"
+_LOG = {
+    "schema": {
+        "features": [
+            {"kind": "categorical", "name": "user", "vocab_size": 30, "dim": 6},
+            {"kind": "categorical", "name": "item", "vocab_size": 20, "dim": 6},
+            {"kind": "dense", "name": "age", "width": 2, "project": 6},
+        ]
+    },
+    "tasks": [{"name": "click", "group": "watch"}, {"name": "like", "group": "interact"}],
+    "tower_dims": [8],
+}
+
+
+def _ranker(
+    module: str, name: str, summary: str, paper: str, *tags: str, **more: Any
+) -> ModelEntry:
+    target = f"moeapps.recsys.models.{module}:{name}"
+    cannot = more.pop("cannot", {})
+    return ModelEntry("recsys", target, _RANKING, summary, paper, {**_LOG, **more}, tags, cannot)
+
 
 MODELS: dict[str, ModelEntry] = {
     "mlp": ModelEntry(
@@ -105,6 +126,122 @@ MODELS: dict[str, ModelEntry] = {
         "Zeng et al., Mixture of Weak and Strong Experts on Graphs, ICLR 2024",
         {**_SMALL, "strong": "gcn"},
         ("mixture",),
+    ),
+    "shared_bottom": _ranker(
+        "shared_bottom",
+        "SharedBottom",
+        "One network below, a tower per task",
+        "Caruana, Machine Learning 1997",
+        bottom_dims=[12, 8],
+    ),
+    "omoe": _ranker(
+        "mmoe",
+        "OMoE",
+        "Experts under one gate for all tasks",
+        "Ma et al., KDD 2018",
+        "mixture",
+        num_experts=3,
+        expert_dims=[12, 8],
+    ),
+    "mmoe": _ranker(
+        "mmoe",
+        "MMoE",
+        "Experts under a gate per task",
+        "Ma et al., KDD 2018",
+        "mixture",
+        num_experts=3,
+        expert_dims=[12, 8],
+    ),
+    "cgc": _ranker(
+        "ple",
+        "CGC",
+        "Experts of each task and shared ones, one level",
+        "Tang et al., RecSys 2020",
+        "mixture",
+        expert_dims=[12, 8],
+    ),
+    "ple": _ranker(
+        "ple",
+        "PLE",
+        "Experts of each task and shared ones, in levels",
+        "Tang et al., RecSys 2020",
+        "mixture",
+        expert_dims=[[12, 8], [7]],
+    ),
+    "home": _ranker(
+        "home",
+        "HoME",
+        "Experts by task group, feature gates, self gates",
+        "Wang et al., HoME, arXiv 2408.05430",
+        "mixture",
+        expert_dims=[[12, 8], [7]],
+        rank=3,
+        cannot={"gradients": "feature gates start at exactly 1: half of them moves one step later"},
+    ),
+    "adatt": _ranker(
+        "adatt",
+        "AdaTT",
+        "Experts of every task for all, with a residual to one's own",
+        "Li et al., KDD 2023",
+        "mixture",
+        expert_dims=[[12, 8], [7]],
+    ),
+    "stem": _ranker(
+        "stem",
+        "STEM",
+        "Embeddings of each task and shared ones",
+        "Su et al., AAAI 2024",
+        "mixture",
+        expert_dims=[[12, 8]],
+        gate={"hidden": [5]},
+    ),
+    "esmm": _ranker(
+        "esmm",
+        "ESMM",
+        "Conversion learned over all impressions through click",
+        "Ma et al., SIGIR 2018",
+    ),
+    "aitm": _ranker(
+        "aitm",
+        "AITM",
+        "Steps of a conversion path hand on what they know",
+        "Xi et al., KDD 2021",
+        expert_dims=[12, 8],
+    ),
+    "snr": _ranker(
+        "snr",
+        "SNR",
+        "Sub-networks whose connections are learned on or off",
+        "Ma et al., AAAI 2019",
+        num_subnets=3,
+        subnet_dims=[[12], [8]],
+    ),
+    "pepnet": _ranker(
+        "pepnet",
+        "PEPNet",
+        "Embeddings and towers scaled per domain and person",
+        "Chang et al., KDD 2023",
+        domain=["item"],
+        person=["user"],
+        expert_dims=[12, 8],
+    ),
+    "apem": _ranker(
+        "apem",
+        "APEM",
+        "Attention over fields and task indicators (APEM-style)",
+        "arXiv 2301.02494",
+        num_groups=3,
+        num_indicators=2,
+        reduction=1,
+    ),
+    "smes": _ranker(
+        "smes",
+        "SMES",
+        "Sparse experts: some shared by the tasks, some per task (SMES-style)",
+        "arXiv 2602.09386",
+        "mixture",
+        num_experts=6,
+        expert_dims=[12, 8],
     ),
     "hoeffding_tree": ModelEntry(
         "streams",

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from moeapps.errors import UnknownNameError
 from moeapps.registry import ModelEntry
 
-TASKS = ("node classification",)
+TASKS = ("node classification", "multi-task ranking")
 
 
 @dataclass(frozen=True)
@@ -18,15 +19,27 @@ class Example:
 
     Args:
         inputs: Arguments of ``forward`` by name; a model gets those it has a parameter for.
-        target: Class per row, int64 ``[V]``.
+        target: Class per row, int64 ``[V]``; or 0 and 1 per row and task, float32 ``[B, T]``.
         output_shape: Shape of the prediction.
         dynamic: Per input, the axes whose size changes from call to call, with a name each.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
     target: Tensor
     output_shape: tuple[int, ...]
-    dynamic: dict[str, dict[int, str]]
+    dynamic: dict[str, Any]
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """Cross-entropy with the target."""
+        if self.target.is_floating_point():
+            return F.binary_cross_entropy_with_logits(logits, self.target)
+        return F.cross_entropy(logits, self.target)
+
+    def accuracy(self, logits: Tensor) -> float:
+        """Share of right answers."""
+        binary = self.target.is_floating_point()
+        said = (logits > 0).float() if binary else logits.argmax(-1)
+        return float((said == self.target).double().mean())
 
 
 def example_inputs(entry: ModelEntry, *, size: int = 24, seed: int = 0) -> Example:
@@ -34,7 +47,7 @@ def example_inputs(entry: ModelEntry, *, size: int = 24, seed: int = 0) -> Examp
 
     Args:
         entry: A row of the registry; its example arguments give the widths.
-        size: Nodes of the graph.
+        size: Nodes of the graph, or rows of the log.
         seed: Of everything random in it.
 
     Raises:
@@ -48,7 +61,24 @@ def example_inputs(entry: ModelEntry, *, size: int = 24, seed: int = 0) -> Examp
     """
     if entry.task not in TASKS:
         raise UnknownNameError("task of an example input", entry.task, TASKS)
-    return _node_classification(entry.example, size, torch.Generator().manual_seed(seed))
+    make = _ranking if entry.domain == "recsys" else _node_classification
+    return make(entry.example, size, torch.Generator().manual_seed(seed))
+
+
+def _ranking(arguments: dict[str, Any], rows: int, generator: torch.Generator) -> Example:
+    """A log whose labels follow from the first id; a task's ones are among those of the last."""
+    features, num_tasks = arguments["schema"]["features"], len(arguments["tasks"])
+    sizes = [f["vocab_size"] for f in features if f["kind"] == "categorical"]
+    width = sum(f.get("width", 1) for f in features if f["kind"] == "dense")
+    ids = torch.stack([torch.randint(size, (rows,), generator=generator) for size in sizes], 1)
+    batch = {"cat": ids, "dense": torch.randn(rows, width, generator=generator)}
+    target = torch.stack([ids[:, 0] % (t + 2) == 0 for t in range(num_tasks)], 1)
+    return Example(
+        {"batch": batch},
+        target.float().cumprod(1),
+        (rows, num_tasks),
+        {"batch": {"cat": {0: "rows"}, "dense": {0: "rows"}}},
+    )
 
 
 def _node_classification(

@@ -11,7 +11,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moeapps import gating
@@ -79,7 +78,7 @@ def check_shapes(subject: Subject) -> None:
 def check_gradients(subject: Subject) -> None:
     """A backward pass reaches every parameter that should learn."""
     model, example = subject.build().train(), subject.example()
-    F.cross_entropy(predict(model, example), example.target).backward()
+    example.loss(predict(model, example)).backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             gradient = parameter.grad
@@ -141,20 +140,17 @@ def check_overfits(subject: Subject) -> None:
         torch.manual_seed(0)  # dropout
         for _ in range(200):
             optimizer.zero_grad()
-            F.cross_entropy(predict(model, example), example.target).backward()
+            example.loss(predict(model, example)).backward()
             optimizer.step()
-    accuracy = (predict(model.eval(), example).argmax(-1) == example.target).double().mean()
-    _require(float(accuracy) > 0.95, f"accuracy on the batch itself is only {accuracy:.2f}")
+    accuracy = example.accuracy(predict(model.eval(), example))
+    _require(accuracy > 0.95, f"accuracy on the batch itself is only {accuracy:.2f}")
 
 
 def check_export(subject: Subject) -> None:
     """``torch.export`` gives a program that agrees with the model for other sizes."""
     model, example = _warmed(subject), subject.example()
     inputs = inputs_for(model, example)
-    shapes = {
-        name: {axis: torch.export.Dim(size, min=2) for axis, size in example.dynamic[name].items()}
-        for name in inputs
-    }
+    shapes = {name: _dims(example.dynamic[name]) for name in inputs}
     program = torch.export.export(model, (), kwargs=inputs, dynamic_shapes=shapes).module()
     for size in (24, 41):
         other = subject.example(size=size, seed=size)
@@ -170,7 +166,7 @@ def check_bfloat16(subject: Subject) -> None:
     expected = predict(model, example).detach()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = predict(model, example)
-        loss = F.cross_entropy(output.float(), example.target)
+        loss = example.loss(output.float())
     error = (output.detach().float() - expected).norm() / expected.norm().clamp_min(1e-6)
     _require(float(error) < 0.05, f"bfloat16 output is {float(error):.1%} off")
     loss.backward()
@@ -218,6 +214,14 @@ def check_model(model: str | ModelEntry) -> dict[str, str]:
             except AssertionError as error:
                 raise AssertionError(f"{subject.entry.target}, {name}: {error}") from error
     return dict(cannot)
+
+
+def _dims(dynamic: dict[Any, Any]) -> dict[Any, Any]:
+    """Named sizes as symbols of ``torch.export``, however deep they lie."""
+    return {
+        key: _dims(value) if isinstance(value, dict) else torch.export.Dim(value, min=2)
+        for key, value in dynamic.items()
+    }
 
 
 def _warmed(subject: Subject) -> nn.Module:

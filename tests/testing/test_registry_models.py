@@ -9,7 +9,7 @@ from moeapps.testing.streams import StreamSubject
 
 BY_DOMAIN = {
     domain: sorted(name for name, entry in MODELS.items() if entry.domain == domain)
-    for domain in ("graphs", "streams")
+    for domain in ("graphs", "recsys", "streams")
 }
 
 
@@ -18,10 +18,11 @@ def test_every_model_is_checked():
 
 
 @pytest.mark.parametrize("check", MODEL_CHECKS)
-@pytest.mark.parametrize("name", BY_DOMAIN["graphs"])
+@pytest.mark.parametrize("name", BY_DOMAIN["graphs"] + BY_DOMAIN["recsys"])
 def test_model(name, check):
-    pytest.importorskip("torch_geometric", reason='needs pip install "moeapps[graphs]"')
     entry = MODELS[name]
+    if entry.domain == "graphs":
+        pytest.importorskip("torch_geometric", reason='needs pip install "moeapps[graphs]"')
     if check in entry.cannot:
         pytest.skip(f"{name} cannot: {entry.cannot[check]}")
     MODEL_CHECKS[check](Subject(name))
