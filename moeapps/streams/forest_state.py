@@ -86,7 +86,8 @@ class Forest(NamedTuple):
         leaves: ``[rows, width]`` statistics of the leaves.
         trees: ``[trees, 4]`` root, nodes, leaves, split attempts.
         layout: sizes, places within a leaf row, free lists and whole-number settings.
-        settings: grace period, ln(1/delta), tau, share of features tried at a split.
+        settings: grace period, ln(1/delta), tau, share of features tried at a split, whether
+            inherited weight counts in the bound.
         scores: ``[R]`` working memory.
     """
 

@@ -44,6 +44,7 @@ class ReferenceTree:
         max_leaves=10_000,
         subspace=1.0,
         seed=0,
+        count_inherited=True,
     ):
         self.__dict__.update(locals())
         self.root = Node(0, {})
@@ -177,9 +178,8 @@ class ReferenceTree:
             return
         second = max(c[0] for c in per_feature if c is not winner)
         seen = sum(n > 0 for n in leaf.n.values())
-        bound = math.sqrt(
-            math.log2(max(2, seen)) ** 2 * math.log(1 / self.delta) / (2 * leaf.weight)
-        )
+        weight = leaf.weight if self.count_inherited else sum(leaf.n.values())
+        bound = math.sqrt(math.log2(max(2, seen)) ** 2 * math.log(1 / self.delta) / (2 * weight))
         if winner[0] - second > bound or bound < self.tau:
             _, feature, (kind, value), branches = winner
             if self.leaves + len(branches) - 1 > self.max_leaves:
@@ -291,6 +291,7 @@ def mixed_stream(seed, n=2500, missing=0.1):
         {"leaf_prediction": "mc"},
         {"leaf_prediction": "nb"},
         {"subspace": 0.6, "seed": 9},
+        {"count_inherited": False},
         {"max_depth": 2},
         {"max_leaves": 6},
     ],
