@@ -88,7 +88,8 @@ class Clusters:
             means, roots = model.means_, model.precisions_cholesky_
             heights = np.log(np.diagonal(roots, axis1=1, axis2=2)).sum(1)
             offsets = np.log(model.weights_) + heights
-        return cls(centre, whitening, means, np.ascontiguousarray(roots), offsets)
+        parts = (centre, whitening, means, roots, offsets)
+        return cls(*map(np.ascontiguousarray, parts))
 
     @property
     def count(self) -> int:

@@ -66,6 +66,7 @@ class DriftMoE(StreamClassifier):
         max_depth: No splits below this depth.
         binary_split: Nominal splits have two branches.
         max_leaves: Of all experts together.
+        count_inherited: The weight that a split estimated for a leaf counts in its Hoeffding bound.
         nominal_attributes: Features whose numbers are names of values.
         seed: Of the router; river experts get ``seed``, ``seed + 1``...
 
@@ -115,6 +116,7 @@ class DriftMoE(StreamClassifier):
         max_depth: int | None = None,
         binary_split: bool = True,
         max_leaves: int = 10_000,
+        count_inherited: bool = False,
         nominal_attributes: Sequence[Hashable] | None = None,
         seed: int | None = None,
     ) -> None:
@@ -151,6 +153,7 @@ class DriftMoE(StreamClassifier):
         self.max_depth = max_depth
         self.binary_split = binary_split
         self.max_leaves = max_leaves
+        self.count_inherited = count_inherited
         self.seed = seed
         # Made for the first instance.
         self._router: Router = None  # type: ignore[assignment]
@@ -183,12 +186,12 @@ class DriftMoE(StreamClassifier):
     def _unit_test_params(cls) -> Iterator[dict[str, Any]]:
         from river.tree import HoeffdingTreeClassifier
 
-        small = {"hidden": 16, "batch_size": 32}
-        few = {"num_experts": 4, "top_k": 2}
+        small = {"hidden": 8, "batch_size": 32}
+        few = {"num_experts": 3, "top_k": 1}
         yield {"variant": "data", **small}
         yield {"variant": "data", "expert": HoeffdingTreeClassifier(), **small, **few}
         yield {"variant": "task", **small}
-        yield {"variant": "task", "task_mode": "published", "hidden": 16}
+        yield {"variant": "task", "task_mode": "published", "hidden": 8}
 
     def gate_proba(self, X: Any) -> np.ndarray:  # noqa: N803
         r"""How far the router trusts each expert, :math:`\mathrm{softmax}(z / T)`.
@@ -246,7 +249,7 @@ class DriftMoE(StreamClassifier):
         if self.task_mode == "experts":
             n, k = logits.shape
             everyone = self._pool.proba(np.repeat(x, k, axis=0), np.tile(np.arange(k), n))
-            yes = everyone[:, 1].reshape(n, k)
+            yes = everyone[:, 1].reshape(n, k).copy()
         return self._task_proba(logits, yes)
 
     def _learn_rows(self, x: np.ndarray, y: np.ndarray, w: np.ndarray) -> None:
@@ -353,6 +356,7 @@ def new_pool(
         max_depth=model.max_depth,
         binary_split=model.binary_split,
         max_leaves=model.max_leaves,
+        count_inherited=model.count_inherited,
     )
 
 

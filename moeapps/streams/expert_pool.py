@@ -128,7 +128,7 @@ class TreePool:
     def proba(self, rows: np.ndarray, experts: np.ndarray) -> np.ndarray:
         """See `ExpertPool.proba`."""
         proba = np.empty((len(rows), self.num_classes))
-        _proba(self.forest, rows, experts, proba)
+        _proba(self.forest, rows, np.ascontiguousarray(experts), proba)
         return proba
 
     def grow(self, num_experts: int, num_classes: int) -> None:

@@ -60,6 +60,7 @@ class TwoStageDriftMoE(StreamClassifier):
         max_depth: No splits below this depth.
         binary_split: Nominal splits have two branches.
         max_leaves: Of all experts together.
+        count_inherited: The weight that a split estimated for a leaf counts in its Hoeffding bound.
         nominal_attributes: Features whose numbers are names of values.
         seed: Of the sample, the clusters and the router.
 
@@ -103,6 +104,7 @@ class TwoStageDriftMoE(StreamClassifier):
         max_depth: int | None = None,
         binary_split: bool = True,
         max_leaves: int = 10_000,
+        count_inherited: bool = False,
         nominal_attributes: Sequence[Hashable] | None = None,
         seed: int | None = None,
     ) -> None:
@@ -143,6 +145,7 @@ class TwoStageDriftMoE(StreamClassifier):
         self.max_depth = max_depth
         self.binary_split = binary_split
         self.max_leaves = max_leaves
+        self.count_inherited = count_inherited
         self.seed = seed
         self._drawn_seed: Any = seed
         self._num_numeric = 0
@@ -156,8 +159,8 @@ class TwoStageDriftMoE(StreamClassifier):
 
     @classmethod
     def _unit_test_params(cls) -> Iterator[dict[str, Any]]:
-        yield {"num_instances": 200, "buffer_share": 0.2, "max_clusters": 4, "hidden": 16}
-        yield {"variant": "task", "num_instances": 200, "hidden": 16}
+        yield {"num_instances": 200, "buffer_share": 0.2, "max_clusters": 2, "hidden": 8}
+        yield {"variant": "task", "num_instances": 200, "hidden": 8}
 
     def _ends(self) -> tuple[int, int]:
         """Instances after which the experts and the router start to learn."""
@@ -236,7 +239,8 @@ class TwoStageDriftMoE(StreamClassifier):
         if stage == TRAIN:
             k = num_classes
             everyone = self._pool.proba(np.repeat(x, k, axis=0), np.tile(np.arange(k), len(x)))
-            gated(np.zeros_like(proba), everyone[:, 1].reshape(proba.shape), proba)
+            yes = everyone[:, 1].reshape(proba.shape).copy()
+            gated(np.zeros(proba.shape, np.float32), yes, proba)
         else:
             softmax(self._router.logits(x), self.temperature, proba)
         return proba

@@ -15,9 +15,9 @@ from moeapps.streams.expert_pool import TreePool
 from moeapps.streams.hoeffding_tree import HoeffdingTree
 from moeapps.streams.router import Router
 
+TREE = {"grace_period": 50, "delta": 0.01, "tau": 0.2}
 # Small, but several mini-batches, splits and an incomplete mini-batch at the end.
-SMALL = {"hidden": 16, "num_experts": 4, "top_k": 2, "grace_period": 50, "delta": 0.01, "seed": 3}
-TREE = {"grace_period": 50, "delta": 0.01, "tau": 0.05}
+SMALL = {"hidden": 16, "num_experts": 4, "top_k": 2, "seed": 3, **TREE}
 
 
 def drifting(n, *, seed=0, d=5, num_classes=3):
@@ -116,7 +116,7 @@ def arguments(mode):
 @pytest.mark.parametrize("mode", ["data", "experts", "published"])
 def test_native_experts_follow_the_equations(mode):
     variant, mode_args = arguments(mode)
-    model = DriftMoE(variant, **(SMALL | mode_args))
+    model = DriftMoE(variant, **(SMALL | mode_args), count_inherited=True)  # as the tree does
     answers = model.prequential(ROWS, LABELS, classes=[0, 1, 2])
     expected, book = book_answers(mode, lambda: new_tree(mode), ROWS, LABELS)
     assert (answers == expected).all()
@@ -174,7 +174,7 @@ def one_by_one(model, rows, labels):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_all_interfaces_agree_exactly(mode):
-    rows, labels = mixed(350 if mode in ("torch", "river") else 700)
+    rows, labels = mixed(320 if mode in ("torch", "river") else 700)
     single, many, fitted, streamed = (new_model(mode) for _ in range(4))
     answers, probas = one_by_one(single, rows, labels)
     assert streamed.prequential(rows, labels)[1:].tolist() == answers[1:]
@@ -263,6 +263,14 @@ def test_every_instance_trains_top_k_experts():
     assert statistics["selected"].sum() == 2 * len(ROWS)
     assert statistics["usage"].sum() == len(ROWS)
     assert statistics["living"] == (statistics["selected"] > 0).sum()
+
+
+def test_leaves_that_count_what_they_saw_alone_split_later():
+    own, inherited = (DriftMoE(**SMALL, count_inherited=c) for c in (False, True))
+    rows, labels = drifting(6_000)
+    for model in (own, inherited):
+        model.partial_fit(rows, labels)
+    assert 4 < own.statistics()["leaves"] < inherited.statistics()["leaves"]
 
 
 def test_published_settings_are_the_papers():
@@ -396,9 +404,12 @@ def test_senseless_arguments_are_refused():
         DriftMoE(temperature=0.0)
 
 
-SLOW_TO_CHECK = [
-    {"variant": "task", "expert": tree.HoeffdingTreeClassifier(), "hidden": 16, "batch_size": 32},
-    {"variant": "data", "router": "torch", "hidden": 16, "batch_size": 32},
+QUICK, SLOW = [], []
+for params in DriftMoE._unit_test_params():
+    (SLOW if params.get("task_mode") == "published" else QUICK).append(params)
+SLOW += [
+    {"variant": "task", "expert": tree.HoeffdingTreeClassifier(), "hidden": 8, "batch_size": 32},
+    {"variant": "data", "router": "torch", "hidden": 8, "batch_size": 32},
 ]
 
 
@@ -411,11 +422,7 @@ def river_checks(settings, *marks):
 
 
 @pytest.mark.parametrize(
-    ("model", "check"),
-    [
-        *river_checks(DriftMoE._unit_test_params()),
-        *river_checks(SLOW_TO_CHECK, pytest.mark.slow),
-    ],
+    ("model", "check"), [*river_checks(QUICK), *river_checks(SLOW, pytest.mark.slow)]
 )
 def test_passes_the_checks_of_river(model, check):
     check(model.clone())

@@ -92,7 +92,7 @@ def answer_of(expert, x):
 
 
 def test_data_variant_follows_the_description():
-    model = TwoStageDriftMoE(**SMALL)
+    model = TwoStageDriftMoE(**SMALL, count_inherited=True)
     answers = model.prequential(ROWS, LABELS, classes=[0, 1])
     rng = np.random.default_rng(3)
     sample = rng.choice(ROWS[:60], 50, replace=False)
@@ -123,7 +123,7 @@ def test_data_variant_follows_the_description():
 
 
 def test_task_variant_follows_the_description():
-    model = TwoStageDriftMoE("task", **SMALL)
+    model = TwoStageDriftMoE("task", **SMALL, count_inherited=True)
     answers = model.prequential(ROWS, LABELS, classes=[0, 1])
     experts = [
         HoeffdingTree(**TREE).partial_fit(np.empty((0, 3)), [], classes=[0, 1]) for _ in range(2)
