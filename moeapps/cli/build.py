@@ -119,7 +119,8 @@ def build(config: dict[str, Any]) -> Built:
                 arguments[key] = value
         if arguments.get("max_epochs") is None and arguments.get("max_steps") == -1:
             ends_itself = getattr(cli.model, "keeps_best", False)
-            arguments["max_epochs"] = -1 if ends_itself else DEFAULT_EPOCHS
+            usual = -1 if ends_itself else DEFAULT_EPOCHS
+            arguments["max_epochs"] = getattr(cli.model, "default_epochs", usual)
         own = arguments.get("callbacks") or []
         arguments["callbacks"] = [*callbacks, *(own if isinstance(own, list) else [own])]
         more = arguments.get("logger") or []

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 def evaluate(options: argparse.Namespace) -> int:
     """Run ``options.command`` on the checkpoint."""
     run, checkpoint = find_checkpoint(options.ckpt)
+    if options.command == "predict" and (options.input or options.output):
+        return _predict_file(checkpoint, options)
     with quiet():
         built = rebuild(checkpoint, config=options.config, overrides=options.overrides)
         refresh = run is not None and options.command == "test" and not options.overrides
@@ -49,6 +51,22 @@ def evaluate(options: argparse.Namespace) -> int:
     console().print(metrics_table(metrics, title))
     if run is not None and refresh:
         _refresh(run, facts, metrics)
+    return 0
+
+
+def _predict_file(checkpoint: Path, options: argparse.Namespace) -> int:
+    """Predict the rows of a file with what the checkpoint alone says."""
+    if not options.input or options.out or options.overrides:
+        raise ConfigError(
+            "--input FILE --output FILE predicts the rows of a file with the checkpoint alone: "
+            "leave out --out and overrides, or leave out both to predict the data of the run."
+        )
+    from moeapps.recsys.serving import Predictor, predict_file
+
+    source = Path(options.input)
+    target = Path(options.output or source.with_name("predictions.parquet"))
+    rows = predict_file(Predictor.from_checkpoint(checkpoint), source, target)
+    console().print(f"{rows:,} predictions: {target}", markup=False)
     return 0
 
 

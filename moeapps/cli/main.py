@@ -10,7 +10,8 @@ from moeapps.errors import MoeappsError
 
 # Commands in the order of ``--help``. Each module has ``register(subparsers)``.
 COMMANDS = (
-    "quickstart", "train", "stream", "list_models", "info", "data", "doctor", "report", "export",
+    "quickstart", "train", "stream", "list_models", "info", "data", "doctor", "report", "diagnose",
+    "export",
 )  # fmt: skip
 FAILED, INTERRUPTED = 2, 130
 

@@ -179,4 +179,6 @@ def _last_values(metrics: "dict[str, np.ndarray]") -> dict[str, float]:
 
 
 def _number(value: float) -> str:
+    if value != value:
+        return "not defined"
     return f"{value:,.0f}" if value == int(value) and abs(value) >= 100 else f"{value:.4f}"

@@ -55,6 +55,14 @@ def register(subparsers: Any) -> None:
             parser.add_argument(
                 "--out", metavar="FILE", help="a .csv or .npz file [predictions.csv in the run]"
             )
+            parser.add_argument(
+                "--input", metavar="FILE",
+                help="ranking models: predict the raw rows of this .parquet or .csv file instead",
+            )  # fmt: skip
+            parser.add_argument(
+                "--output", metavar="FILE",
+                help="with --input: a .parquet file [predictions.parquet beside the input]",
+            )  # fmt: skip
         parser.set_defaults(run=run_evaluation)
 
 

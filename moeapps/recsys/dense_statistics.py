@@ -93,6 +93,15 @@ def dense_values(feature: Dense, column: Any) -> Array:
     Raises:
         ArgumentError: It is no column of numbers of this width, or infinite somewhere.
     """
+    if isinstance(column, tuple):  # a list per row, as from a Parquet file
+        numbers, offsets = column
+        wrong = np.diff(offsets, append=len(numbers)) != feature.width
+        if wrong.any():
+            raise ArgumentError(
+                f"Column {feature.name!r} has another number of values in row "
+                f"{int(wrong.argmax())}. Expected {feature.width} in each row."
+            )
+        column = np.reshape(numbers, (len(offsets), feature.width))
     values = np.asarray(column)
     if values.dtype.kind == "O" and all(
         v is None or isinstance(v, (int, float, np.number)) for v in values.flat

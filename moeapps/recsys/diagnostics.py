@@ -149,7 +149,6 @@ def diagnose(
         >>> found.levels[0].name, found.levels[0].gates
         ('level', ['click', 'like'])
     """
-    criterion = criterion or MultiTaskLoss(model.tasks)
     modules = [(name, m) for name, m in model.named_modules() if isinstance(m, Level)]
     device = next(model.parameters()).device
     rates = _Rates()
@@ -158,6 +157,7 @@ def diagnose(
     model.eval()
     try:
         with torch.inference_mode(False):
+            criterion = criterion or MultiTaskLoss(model.tasks).to(device)
             for number, batch in enumerate(batches):
                 batch = batch_to(batch, device)
                 rates.add(batch)

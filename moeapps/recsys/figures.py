@@ -195,20 +195,19 @@ def calibration_figure(bins: NDArray[np.float64], tasks: list[str]) -> Figure:
     """
     figure, axis = new_figure()
     axis.set(xlabel="mean prediction", ylabel="observed share of positives")
-    drawn = False
-    for t, name in enumerate(tasks):
-        points = bins[t][(bins[t] > 0).all(1)]
+    seen = [bins[t][(bins[t] > 0).all(1)] for t in range(len(tasks))]
+    for t, (name, points) in enumerate(zip(tasks, seen, strict=True)):
         if len(points):
-            drawn = True
             axis.plot(
                 points[:, 0], points[:, 1], marker="os^Dv"[t % 5], markersize=4, linewidth=1.2,
                 color=COLOURS[t % len(COLOURS)], label=name,
             )  # fmt: skip
-    if not drawn:
+    every = np.concatenate(seen)
+    if not every.size:
         say_empty(axis)
         return figure
-    axis.set(xscale="log", yscale="log")
-    low, high = axis.get_xlim()
-    axis.plot([low, high], [low, high], color=MUTED, linewidth=1, linestyle="--")
+    ends = [every.min() / 1.3, min(1.1, every.max() * 1.3)]
+    axis.plot(ends, ends, color=MUTED, linewidth=1, linestyle="--")
+    axis.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
     figure.legend(loc="outside upper center", ncols=min(len(tasks), 4), frameon=False)
     return figure

@@ -160,6 +160,31 @@ def calibration(labels: Any, probabilities: Any) -> float:
     return float(p.sum() / y.sum()) if y.sum() > 0 else float("nan")
 
 
+def calibration_bins(labels: Any, probabilities: Any, *, bins: int = 20) -> Array:
+    """Mean prediction and share of positives in bins of equally many rows, sorted by prediction.
+
+    Args:
+        labels: 0 and 1; NaN is missing.
+        probabilities: Predictions.
+        bins: Number of bins.
+
+    Shape:
+        - ``[bins, 2]``; NaN where there are fewer rows than bins
+
+    Example:
+        >>> calibration_bins([0, 0, 1, 1], [0.1, 0.1, 0.8, 0.8], bins=2).tolist()
+        [[0.1, 0.0], [0.8, 1.0]]
+    """
+    y, p = _pair(labels, probabilities)
+    found = np.full((bins, 2), np.nan)
+    edges = _bin_edges(len(y), bins)
+    if len(edges):
+        order = np.argsort(p, kind="stable")
+        sums = np.add.reduceat(np.stack([p, y], 1)[order], edges)
+        found[: len(edges)] = sums / np.diff(edges, append=len(y))[:, None]
+    return found
+
+
 def ece(labels: Any, probabilities: Any, *, bins: int = 20) -> float:
     r"""Expected calibration error over bins of equally many rows, sorted by prediction.
 
@@ -169,14 +194,20 @@ def ece(labels: Any, probabilities: Any, *, bins: int = 20) -> float:
         >>> round(ece([0, 0, 1, 1], [0.1, 0.1, 0.8, 0.8], bins=2), 4)
         0.15
     """
-    if bins < 1:
-        raise ArgumentError(f"bins={bins} is no number of bins. Choose 1 or more.")
     y, p = _pair(labels, probabilities, binary=True)
-    if not len(y):
+    edges = _bin_edges(len(y), bins)
+    if not len(edges):
         return float("nan")
     order = np.argsort(p, kind="stable")
-    edges = np.arange(min(bins, len(y))) * len(y) // min(bins, len(y))
     return float(np.abs(np.add.reduceat((p - y)[order], edges)).sum() / len(y))
+
+
+def _bin_edges(rows: int, bins: int) -> Array:
+    """First row of each bin; no more bins than rows."""
+    if bins < 1:
+        raise ArgumentError(f"bins={bins} is no number of bins. Choose 1 or more.")
+    used = min(bins, rows)
+    return np.arange(used) * rows // max(used, 1)
 
 
 def mse(labels: Any, predictions: Any) -> float:

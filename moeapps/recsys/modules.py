@@ -1,9 +1,11 @@
 """The Lightning module for multi-task ranking."""
 
-from itertools import zip_longest
+import itertools
+import json
 from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,6 +15,7 @@ from moeapps.recsys.batch import Batch, num_rows
 from moeapps.recsys.batch import to as batch_to
 from moeapps.recsys.blocks import ExpertBank
 from moeapps.recsys.losses import MultiTaskLoss
+from moeapps.recsys.metrics import calibration_bins
 from moeapps.recsys.optimizers import SPARSE_OPTIMIZERS, ranking_optimizer
 from moeapps.recsys.ranker import Ranker
 from moeapps.recsys.schema import as_schema, as_tasks
@@ -30,6 +33,7 @@ from moeapps.training.best_weights import BestWeights
 from moeapps.training.callbacks import GateStatistics
 from moeapps.training.optim import OPTIMIZERS, build_schedule
 
+_DIAGNOSED_BATCHES = 16  # for the report; moeapps diagnose takes all
 _STATISTICS_EVERY = 50  # steps; looking into the gates costs as much as a small step itself
 
 
@@ -134,6 +138,7 @@ class MultiTaskRanker(MoEModule):
         self.monitor = monitor
         self.score = float("nan")
         self._rows = Collector()
+        self._calibration: Any = None
         self._steps: list[Tensor] = []  # of this epoch: losses and weights of the tasks
         if schema is not None and tasks is not None:
             self.hparams["schema"] = as_schema(schema).to_dict()
@@ -170,6 +175,11 @@ class MultiTaskRanker(MoEModule):
         if self.monitor is None:
             binary = any(task.type == "binary" for task in self.model.tasks)
             self.monitor = "val/auc_mean" if binary else "val/loss"
+
+    @property
+    def progress_metrics(self) -> tuple[str, ...]:
+        """Logged names that a line of progress shows; all of them are too many."""
+        return ("train/loss", "val/loss", "val/auc_mean", "val/gauc_mean", str(self.monitor))
 
     @property
     def monitor_mode(self) -> str:
@@ -376,6 +386,25 @@ class MultiTaskRanker(MoEModule):
         """Judge all test rows."""
         self._judge("test", calibration=True)
 
+    def results(self) -> dict[str, Any]:
+        """Of the last test, for the report: calibration, what experts and gates do, latency."""
+        from moeapps.recsys.diagnostics import diagnose
+        from moeapps.recsys.serving import latency
+
+        assert self.model is not None
+        loader = self.trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        batches = list(itertools.islice(loader, _DIAGNOSED_BATCHES))
+        found = diagnose(self.model, batches, criterion=self.criterion)
+        served = self.model.cpu().fuse_for_inference()
+        times = latency(served, batches[0])
+        self.model.to(self.device)
+        return {
+            "tasks": np.array(self.model.task_names),
+            "calibration": self._calibration,
+            "diagnosis": np.array(json.dumps(found.to_dict())),
+            "latency": np.array(list(times.items())),
+        }
+
     def _judge(self, split: str, *, calibration: bool) -> dict[str, float]:
         assert self.model is not None
         assert self.criterion is not None
@@ -394,6 +423,10 @@ class MultiTaskRanker(MoEModule):
             calibration=calibration,
         )  # fmt: skip
         found["loss"] = float(losses.sum())
+        if calibration:
+            binary = np.array([task.type == "binary" for task in self.model.tasks])
+            bins = [calibration_bins(y, p) for y, p in zip(labels.T, predictions.T, strict=True)]
+            self._calibration = np.where(binary[:, None, None], np.stack(bins), np.nan)
         found = {f"{split}/{name}": value for name, value in found.items()}
         for name, value in found.items():
             self._log(name, torch.tensor(value), 1)
@@ -408,7 +441,7 @@ class MultiTaskRanker(MoEModule):
 
 def _difference(ours: dict[str, Any], theirs: dict[str, Any]) -> str:
     """The first feature that differs."""
-    pairs = zip_longest(ours["features"], theirs["features"])
+    pairs = itertools.zip_longest(ours["features"], theirs["features"])
     for one, other in pairs:
         if one != other:
             return f"{one} in the network, {other} in the data"

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from moeapps.training.best_weights import BestWeights
 from moeapps.training.metrics_log import MetricsLog
 from moeapps.training.runs import RunFolder
 
@@ -125,6 +126,9 @@ class RunKeeper(Checkpoint):
 
     def best_facts(self, pl_module: pl.LightningModule) -> dict[str, Any]:
         """By what, with which score and when the best weights were chosen; for the report."""
+        for callback in pl_module.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, BestWeights):
+                self.best_score, self.best_epoch = callback.score, callback.epoch
         return {
             "monitor": getattr(pl_module, "monitor", None),
             "score": self.best_score,

@@ -29,8 +29,8 @@ class LineProgress(ProgressBar):
     """One line at most every few seconds: epoch, phase, batch, losses and metrics, time left.
 
     For logs, pipes and notebooks, where a moving bar leaves thousands of lines. The phase is the
-    Lightning module's attribute ``phase``, if it has one. The first and the last epoch's end always
-    get a line.
+    Lightning module's attribute ``phase``, if it has one; its ``progress_metrics`` names the
+    metrics to show, by default all. The first and the last epoch's end always get a line.
 
     Args:
         every_seconds: Least time between two lines.
@@ -178,10 +178,11 @@ class LineProgress(ProgressBar):
             parts.append(str(phase))
         if batches and self.total_train_batches > 1:
             parts.append(f"batch {batches}/{self.total_train_batches}")
+        shown = getattr(pl_module, "progress_metrics", None)
         metrics = {
             name: float(value)
             for name, value in trainer.callback_metrics.items()
-            if name.startswith(("train/", "val/"))
+            if name.startswith(("train/", "val/")) and (shown is None or name in shown)
         }
         parts += [f"{name} {value:.4g}" for name, value in (running | metrics).items()]
         share = self._train_share(trainer, batches or int(min(self.total_train_batches, 2**31)))

@@ -9,6 +9,7 @@ from moeapps.cli.main import main
 LIGHT = [
     ["--help"], ["--version"], ["list"], ["info", "mowst"], ["info", "MowstClassifier"],
     ["data", "list"], ["doctor"], ["fit", "--help"], ["quickstart", "--help"], ["report", "--help"],
+    ["diagnose", "--help"],
 ]  # fmt: skip
 HEAVY = ("torch", "lightning", "torch_geometric", "matplotlib", "jsonargparse")
 
