@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import lightning
 
+from moeapps.data.locate import locate
 from moeapps.errors import ArgumentError, ConfigError, UnknownNameError
 from moeapps.recsys import datasets
 from moeapps.recsys.batch import Batch, pack
@@ -215,8 +216,8 @@ class RankingData(LogDataModule):
 
     def prepare_data(self) -> None:
         """Download missing files, if allowed; runs in one process only."""
-        if self.download and not self._rows:
-            self._load()
+        if self.download and self._own is None:
+            locate(datasets.card(self.dataset), root=self.root, download=True)
 
     def _load(self) -> Tables:
         if self._own is not None:

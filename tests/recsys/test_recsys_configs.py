@@ -36,6 +36,7 @@ def test_config_is_short_and_builds(path):
 
 
 def dry_run(config, tmp_path):
+    config["trainer"] = {**(config.get("trainer") or {}), "limit_train_batches": 8}
     part = built(config)
     torch.manual_seed(0)
     run = part.make_trainer(callbacks=[], loggers=[], default_root_dir=str(tmp_path))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from moeapps.errors import ArgumentError, ConfigError, UnknownNameError
+from moeapps.errors import ArgumentError, ConfigError, DataNotFoundError, UnknownNameError
 from moeapps.recsys import datasets
 from moeapps.recsys.datamodules import RankingData, RankingFiles
 from moeapps.recsys.datasets.tables import Tables
@@ -110,6 +110,19 @@ def test_sample_mask_bounds_the_base_rate():
 def test_missing_column_is_named():
     with pytest.raises(UnknownNameError, match="'click'"):
         own({"item": np.array([1, 1, 2])}).setup()
+
+
+def test_files_are_fetched_only_if_allowed(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("moeapps.data.locate.fetch", lambda card, home: asked.append(card.name))
+    for download in (False, True):
+        data = RankingData("movielens-1m", root=tmp_path, download=download)
+        if download:
+            with pytest.raises(DataNotFoundError, match="MovieLens-1M not found"):
+                data.prepare_data()
+        else:
+            data.prepare_data()
+    assert asked == ["movielens-1m"]
 
 
 def test_too_large_batch_is_named():
