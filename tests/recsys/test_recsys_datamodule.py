@@ -1,3 +1,4 @@
+import importlib
 import warnings
 
 import lightning.pytorch as pl
@@ -114,7 +115,9 @@ def test_missing_column_is_named():
 
 def test_files_are_fetched_only_if_allowed(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr("moeapps.data.locate.fetch", lambda card, home: asked.append(card.name))
+    place = importlib.import_module("moeapps.data.locate")  # the package has a function so named
+    monkeypatch.setattr(place, "fetch", lambda card, home: asked.append(card.name))
+    monkeypatch.delenv("MOEAPPS_OFFLINE", raising=False)
     for download in (False, True):
         data = RankingData("movielens-1m", root=tmp_path, download=download)
         if download:
