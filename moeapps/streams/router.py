@@ -155,14 +155,14 @@ class Router:
     def logits(self, rows: np.ndarray) -> np.ndarray:
         """Scores of rows that teach nothing."""
         scored = self._empty_batch(len(rows))
-        _standardise_rows(self.scaler, self.zscore, False, rows, scored.x)
+        standardise_rows(self.scaler, self.zscore, False, rows, scored.x)
         self._score(scored)
         return scored.z
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Scores of rows that enter the mini-batch; at most ``room`` of them, then `teach`."""
         taken = self._part(self.filled, self.filled + len(rows))
-        _standardise_rows(self.scaler, self.zscore, True, rows, taken.x)
+        standardise_rows(self.scaler, self.zscore, True, rows, taken.x)
         self._score(taken)
         self.taken = len(rows)
         return taken.z
@@ -353,7 +353,7 @@ def top_k(logits: np.ndarray, k: int) -> np.ndarray:
 
 
 @njit(cache=True)
-def _standardise_rows(scaler, zscore, learn, rows, x):  # type: ignore[no-untyped-def]
+def standardise_rows(scaler, zscore, learn, rows, x):  # type: ignore[no-untyped-def]
     """Row by row; with ``learn`` the scaler sees each row after standardising it."""
     for n in range(rows.shape[0]):
         for j in range(rows.shape[1]):

@@ -21,7 +21,7 @@ from moeapps.errors import ArgumentError, ConfigError, UnknownNameError
 from moeapps.gating.losses import bce_correct
 from moeapps.streams import datasets
 from moeapps.streams.driftmoe import DriftMoE
-from moeapps.streams.router import Layers, _standardise_rows
+from moeapps.streams.router import Layers, standardise_rows
 from moeapps.streams.tame import TAME
 from moeapps.streams.tame_selector import new_gate
 from moeapps.training.base import MoEModule
@@ -227,7 +227,7 @@ def record_experts(model: DriftMoE, x: NDArray[Any], y: NDArray[Any]) -> tuple[N
     batch = model._array_batch(x[1:], learning=False)
     rows = batch.encode(0, len(batch))
     scaled = np.empty(rows.shape, np.float32)
-    _standardise_rows(router.scaler, router.zscore, False, rows, scaled)
+    standardise_rows(router.scaler, router.zscore, False, rows, scaled)
     return scaled, np.concatenate(taught)
 
 

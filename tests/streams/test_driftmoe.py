@@ -10,6 +10,7 @@ import river.checks
 from river import forest, linear_model, naive_bayes, tree
 
 from moeapps.errors import ArgumentError, UnknownNameError
+from moeapps.streams import datasets
 from moeapps.streams.driftmoe import DriftMoE
 from moeapps.streams.expert_pool import TreePool
 from moeapps.streams.hoeffding_tree import HoeffdingTree
@@ -281,6 +282,24 @@ def test_published_settings_are_the_papers():
     task.partial_fit(ROWS[:10], LABELS[:10])
     assert (data._router.batch_size, data._router.dropout) == (256, 0.0)
     assert (task._router.batch_size, task._router.dropout, task._router.steps) == (1, 0.2, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("led_a", 73.3, 74.0), ("led_g", 72.4, 73.3), ("sea_a", 88.7, 89.2)]
+)
+def test_a_million_instances_give_the_published_accuracy(name, low, high):
+    stream = datasets.load(name, seed=1)
+    model = DriftMoE.published(seed=1, nominal_attributes=stream.nominal)
+    right = model.prequential(stream.X, stream.y) == stream.y
+    assert low < 100 * right.mean() < high
+
+
+def test_nothing_is_learned_before_it_is_predicted():
+    stream = datasets.load("led", limit=20_000, seed=1)
+    model = DriftMoE.published(seed=1, nominal_attributes=stream.nominal)
+    right = model.prequential(stream.X, stream.y) == stream.y
+    assert 0.70 < right.mean() < 0.74 + 3 * np.sqrt(0.74 * 0.26 / len(right))  # Bayes has 74.0 %
 
 
 def test_published_task_ignores_its_experts():
