@@ -37,26 +37,25 @@ CHUNK = 2048
 MAX_EVENTS = 10_000  # the latest ones are kept
 
 # Columns of `Bagging.state`.
-PLACE, CHALLENGED, USED, LEARNED, RESETS = range(5)
+PLACE, CHALLENGED, USED, LEARNED, DRIFTS = range(5)
 # First axis of `Bagging.records`; the last holds decayed weights of right answers and of all.
 RIGHT, SEEN = range(2)
 # Kinds of events.
 WARNING, DRIFT = range(2)
-# Two trees may split and a challenger may be planted for one instance.
-ROOM = 5
+ROOM = 4  # for one instance two trees may split, each into two
 
 
 class Bagging(NamedTuple):
     """Everything that changes while learning.
 
     Expert ``i`` owns trees ``2i`` and ``2i + 1``: one holds its place, the other is its challenger
-    or idle.
+    or waits, untrained, to become one.
 
     Args:
         forest: All trees.
         detectors: ``2i`` watches expert ``i`` for drift, ``2i + 1`` warns.
         state: ``[K, 5]`` which of its trees holds the place, whether the other is a challenger,
-            how often it had most say, instances learned, resets.
+            how often it had most say, instances learned, drifts.
         records: ``[2K, 2]`` decayed number of right answers and of answers of each tree.
     """
 
@@ -70,10 +69,10 @@ class RoutedBagging(StreamClassifier):
     r"""Online bagging of trees that differ in how soon they suspect a drift, with a gated vote.
 
     Tree :math:`i` learns every instance with a weight drawn from Poisson(``rate``). ADWIN detectors
-    watch its errors: a warning plants a challenger beside it, a drift gives the challenger its
-    place. The detectors of the experts are graded from careful to quick; which of them are right
-    depends on the stream, and the gate finds out: trees and challengers vote by their share of
-    right answers lately,
+    watch its errors: at a warning a challenger starts to learn beside it, at a drift the challenger
+    takes its place. The detectors of the experts are graded from careful to quick. Which of them
+    are right depends on the stream, and the gate finds out: trees and challengers vote by their
+    share of right answers lately,
 
     .. math::
         \hat y = \arg\max_c \sum_i a_i^{10}\, p_i(c), \qquad
@@ -147,6 +146,11 @@ class RoutedBagging(StreamClassifier):
             raise ArgumentError(
                 f"rate={rate} is no mean training weight. Expected a number above 0 and up to 100; "
                 "6 suits most streams."
+            )
+        if not 0 < min(drift_delta) <= max(drift_delta) < 1:
+            raise ArgumentError(
+                f"drift_delta={drift_delta} does not hold two probabilities. Expected numbers "
+                "between 0 and 1, such as (0.001, 0.5)."
             )
         self.preset = preset
         self.num_experts = num_experts
@@ -275,7 +279,7 @@ class RoutedBagging(StreamClassifier):
         return {
             "drifts": first[first[:, 2] == DRIFT, 0].tolist(),
             "warnings": first[first[:, 2] == WARNING, 0].tolist(),
-            "resets": int(state[:, RESETS].sum()),
+            "resets": int(state[:, DRIFTS].sum()),
             "living": len(state) + int(state[:, CHALLENGED].sum()),
             "usage": state[:, USED].copy(),
             "selected": state[:, LEARNED].copy(),
@@ -377,26 +381,18 @@ def _learn_rows(
             state[i, LEARNED] += weight > 0.0
             if adwin.update(detectors, 2 * i + 1, wrong) and not challenged:
                 state[i, CHALLENGED] = 1
-                _plant(forest, records, challenger)
                 _note(events, times[t], i, WARNING)
             if adwin.update(detectors, 2 * i, wrong):
-                if not state[i, CHALLENGED]:
-                    _plant(forest, records, challenger)
+                reset(forest, front)
+                records[front] = 0.0
                 state[i, PLACE] ^= 1
                 state[i, CHALLENGED] = 0
-                state[i, RESETS] += 1
+                state[i, DRIFTS] += 1
                 adwin.reset(detectors, 2 * i)
                 adwin.reset(detectors, 2 * i + 1)
                 _note(events, times[t], i, DRIFT)
         start = 0
     return len(state), 0
-
-
-@njit(cache=True)
-def _plant(forest: Forest, records: np.ndarray, tree: int) -> None:
-    """Start a tree anew."""
-    reset(forest, tree)
-    records[tree] = 0.0
 
 
 @njit(cache=True)

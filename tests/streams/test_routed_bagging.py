@@ -190,6 +190,7 @@ def test_labels_and_features_may_come_late():
         ({"num_experts": 0}, ArgumentError),
         ({"rate": 0.0}, ArgumentError),
         ({"drift_delta": (0.1, 1.5)}, ArgumentError),
+        ({"drift_delta": (0.0, 0.5)}, ArgumentError),
     ],
 )
 def test_arguments_that_cannot_work_are_refused(arguments, error):

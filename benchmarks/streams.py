@@ -1,0 +1,303 @@
+"""Accuracy and speed on drifting streams: our trees and ensembles, river's and CapyMOA's.
+
+    MOEAPPS_DATA=DIR python benchmarks/streams.py [--streams led_a ...] [--models ...]
+        [--limit 50000] [--slow-limit 3000] [--seeds 2] [--out DIR]
+
+Everything runs in one process, test-then-train, and in turn: seed by seed, stream by stream, model
+by model. A rate is instances per second of *CPU time of the whole process*, so that CapyMOA's Java
+threads (its compiler and memory management) count, as numba's compiled loops do. Compiling ours is
+not counted: every model first runs on a short warm-up stream. CapyMOA (needs Java) reads instances
+that lie in Java's memory and runs in its own Java loop; it is left out where it is not installed.
+river's models run on the first ``--slow-limit`` instances only, for their rate: accuracy over a
+start of the stream compares with nothing.
+
+Changes of concept are spread over ``--limit`` instances. Every run is one line of ``streams.jsonl``
+and is not repeated, so an interrupted benchmark continues. Writes ``streams.json``, ``streams.md``.
+"""
+
+import argparse
+import importlib.util
+import json
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moeapps import streams
+from moeapps.errors import DataNotFoundError
+from moeapps.streams.datasets.stream import Stream
+
+GENERATED = ("led_a", "led_g", "sea_a", "sea_g", "rbf_m", "rbf_f")
+REAL = ("electricity", "weather")
+STREAMS = (*GENERATED, *REAL)
+WARM_UP = 5_000
+REFERENCE = "CapyMOA ARF-10"
+
+# Runs a new model over a stream; returns how many it predicted right and the CPU seconds.
+Run = Callable[[Stream, int], tuple[int, float]]
+
+
+def through_arrays(make: Callable[..., Any], stream: Stream, seed: int) -> tuple[int, float]:
+    """One of our models in its compiled loop."""
+    model = make(nominal_attributes=stream.nominal, seed=seed)
+    classes = np.arange(len(stream.class_names))
+    X, y = stream.X, stream.y
+    start = time.process_time()
+    predicted = model.prequential(X, y, classes=classes)
+    seconds = time.process_time() - start
+    return int((predicted == y).sum()), seconds
+
+
+def through_dicts(make: Callable[..., Any], stream: Stream, seed: int) -> tuple[int, float]:
+    """Any river classifier, one dict at a time."""
+    model = make(seed=seed)
+    pairs = list(stream)
+    right = 0
+    start = time.process_time()
+    for x, y in pairs:
+        right += model.predict_one(x) == y
+        model.learn_one(x, y)
+    return right, time.process_time() - start
+
+
+def through_java(
+    name: str, settings: dict[str, int], stream: Stream, seed: int
+) -> tuple[int, float]:
+    """One of MOA's classifiers in its Java loop."""
+    import capymoa.classifier
+    from capymoa.evaluation import prequential_evaluation
+
+    moa = moa_stream(stream)
+    learner = getattr(capymoa.classifier, name)
+    model = learner(schema=moa.get_schema(), random_seed=seed + 1, **settings)
+    start = time.process_time()
+    result = prequential_evaluation(moa, model, window_size=1_000)
+    seconds = time.process_time() - start
+    return round(result.cumulative.accuracy() / 100 * len(stream)), seconds
+
+
+def moa_stream(stream: Stream) -> Any:
+    """The same instances in Java's memory, made before the clock starts."""
+    import jpype
+    from capymoa.stream import MOAStream, Schema
+    from com.yahoo.labs.samoa.instances import DenseInstance, Instances
+    from moa.streams import CachedInstancesStream
+
+    categories = {stream.feature_names[j]: list(names) for j, names in stream.values.items()}
+    categories["class"] = [str(c) for c in range(len(stream.class_names))]
+    features = [*stream.feature_names, "class"]
+    schema = Schema.from_custom(features, "class", categories, stream.name)
+    instances = Instances(schema.get_moa_header(), len(stream))
+    for row in np.column_stack([stream.X, stream.y]):
+        instance = DenseInstance(1.0, jpype.JArray(jpype.JDouble)(row))
+        instance.setDataset(schema.get_moa_header())
+        instances.add(instance)
+    moa = MOAStream(schema=schema)
+    moa.moa_stream = CachedInstancesStream(instances)
+    return moa
+
+
+def models() -> dict[str, tuple[Run, bool]]:
+    """Name -> how to run it, and whether it is so slow that a start of the stream must do."""
+    from river.forest import ARFClassifier
+    from river.tree import HoeffdingTreeClassifier
+
+    def tree(seed: int, nominal_attributes: Any = None) -> Any:  # it has nothing random
+        return streams.HoeffdingTree(nominal_attributes=nominal_attributes)
+
+    def rivers_tree(seed: int) -> Any:
+        return HoeffdingTreeClassifier()
+
+    balanced = partial(streams.RoutedBagging, "balanced")
+    table: dict[str, tuple[Run, bool]] = {
+        "HoeffdingTree": (partial(through_arrays, tree), False),
+        "DriftMoE published": (partial(through_arrays, streams.DriftMoE.published), False),
+        "RoutedBagging fast": (
+            partial(through_arrays, partial(streams.RoutedBagging, "fast")), False
+        ),
+        "RoutedBagging balanced": (partial(through_arrays, balanced), False),
+        "RoutedBagging accurate": (
+            partial(through_arrays, partial(streams.RoutedBagging, "accurate")), False
+        ),
+        "RoutedBagging of 100": (
+            partial(through_arrays, partial(streams.RoutedBagging, num_experts=100)), False
+        ),
+        "HoeffdingTree, dicts": (partial(through_dicts, tree), True),
+        "RoutedBagging balanced, dicts": (partial(through_dicts, balanced), True),
+        "river HoeffdingTree": (partial(through_dicts, rivers_tree), True),
+        "river ARF-10": (partial(through_dicts, ARFClassifier), True),
+    }  # fmt: skip
+    if importlib.util.find_spec("capymoa"):
+        ten = {"ensemble_size": 10}
+        table |= {
+            "CapyMOA HoeffdingTree": (partial(through_java, "HoeffdingTree", {}), False),
+            REFERENCE: (partial(through_java, "AdaptiveRandomForestClassifier", ten), False),
+            "CapyMOA LB-10": (partial(through_java, "LeveragingBagging", ten), False),
+            "CapyMOA SRP-10": (partial(through_java, "StreamingRandomPatches", ten), False),
+        }
+    return table
+
+
+def load(name: str, limit: int, seed: int) -> Stream | None:
+    """``limit`` instances with all changes of concept, or of a real stream; None if not here."""
+    if name in GENERATED:
+        return streams.load(name, limit=limit, length=limit, seed=seed)
+    try:
+        return streams.load(name, limit=limit)
+    except DataNotFoundError as error:
+        print(f"{name} is left out. {error}")
+        return None
+
+
+class Runs:
+    """The runs that are done, one line each, and the way to do more."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # the line a kill cut short
+                self.rows[self.key(row)] = row
+
+    @staticmethod
+    def key(row: dict[str, Any]) -> tuple[Any, ...]:
+        """What makes a run the same run."""
+        return tuple(row[name] for name in ("stream", "model", "limit", "seed"))
+
+    def do(self, run: Run, stream: str, model: str, *, limit: int, seed: int) -> None:
+        """Do a run, unless it is done."""
+        row: dict[str, Any] = {"stream": stream, "model": model, "limit": limit, "seed": seed}
+        if self.key(row) in self.rows:
+            return
+        data, warm_up = load(stream, limit, seed), load(stream, min(limit, WARM_UP), seed + 1000)
+        if data is None or warm_up is None:
+            return
+        data.X  # noqa: B018 - a generator makes its rows when they are first asked for
+        run(warm_up, seed)
+        right, seconds = run(data, seed)
+        row |= {
+            "instances": len(data),
+            "accuracy": right / len(data),
+            "cpu_seconds": seconds,
+            "rate": len(data) / seconds,
+        }
+        self.rows[self.key(row)] = row
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(
+            f"{time.strftime('%H:%M:%S')} {stream:12} seed {seed} {model:30}"
+            f"{100 * row['accuracy']:7.2f} % {row['rate']:12,.0f} /s",
+            flush=True,
+        )
+
+    def table(self, limits: tuple[int, int]) -> dict[str, dict[str, dict[str, float]]]:
+        """Model -> stream -> medians over the seeds, of the runs of these limits."""
+        cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        slow = {name for name, (_, is_slow) in models().items() if is_slow}
+        for row in self.rows.values():
+            if row["limit"] == limits[row["model"] in slow]:
+                cells.setdefault((row["model"], row["stream"]), []).append(row)
+        table: dict[str, dict[str, dict[str, float]]] = {}
+        for (model, stream), rows in cells.items():
+            table.setdefault(model, {})[stream] = {
+                "accuracy": statistics.median(row["accuracy"] for row in rows),
+                "rate": statistics.median(row["rate"] for row in rows),
+                "seeds": len(rows),
+            }
+        return {model: table[model] for model in models() if model in table}
+
+
+def render(table: dict[str, dict[str, dict[str, float]]], *, limits: tuple[int, int]) -> str:
+    """The tables and the reading."""
+    names = [n for n in (*GENERATED, *REAL) if any(n in cells for cells in table.values())]
+    slow = {name for name, (_, is_slow) in models().items() if is_slow}
+    fast = [model for model in table if model not in slow]
+    reference = table.get(REFERENCE, {})
+
+    def lines(title: str, models_shown: list[str], cell: Callable[[str, str], str]) -> list[str]:
+        rows = [f"| {model} | " + " | ".join(cell(model, n) for n in (*names, "mean")) + " |"
+                for model in models_shown]  # fmt: skip
+        head = f"| | {' | '.join((*names, 'mean'))} |"
+        return [f"## {title}", "", head, "|---" * (len(names) + 2) + "|", *rows, ""]
+
+    def value(model: str, name: str, what: str) -> float | None:
+        if name != "mean":
+            return table[model].get(name, {}).get(what)
+        values = [table[model][n][what] for n in names if n in table[model]]
+        return statistics.fmean(values) if len(values) == len(names) else None
+
+    def accuracy(model: str, name: str) -> str:
+        a = value(model, name, "accuracy")
+        return "" if a is None else f"{100 * a:.2f}"
+
+    def rate(model: str, name: str) -> str:
+        if name == "mean":
+            return ""
+        r = value(model, name, "rate")
+        return "" if r is None else f"{r:,.0f}"
+
+    def ratio(model: str, name: str) -> str:
+        if name == "mean":
+            ratios = [table[model][n]["rate"] / reference[n]["rate"] for n in names
+                      if n in table[model] and n in reference]  # fmt: skip
+            return f"{statistics.geometric_mean(ratios):.1f}" if ratios else ""
+        mine, theirs = table[model].get(name), reference.get(name)
+        return f"{mine['rate'] / theirs['rate']:.1f}" if mine and theirs else ""
+
+    seeds = {cell["seeds"] for cells in table.values() for cell in cells.values()}
+    text = [
+        f"# Drifting streams: {limits[0]:,} instances",
+        "",
+        "Test-then-train, one process, in turn, one numba thread, medians over "
+        f"{max(seeds)} seeds.",
+        "Rates are instances per second of CPU time of the whole process: CapyMOA's Java threads",
+        "(compiler, memory management) are counted. Compiling numba kernels is not, and every",
+        f"model ran {WARM_UP:,} instances first. CapyMOA reads instances that lie in Java's memory",
+        "in its own Java loop, with its default settings but ten learners.",
+        "",
+        *lines("Accuracy in percent", fast, accuracy),
+        *lines("Instances per CPU second", fast, rate),
+        *lines(f"Through dicts: the first {limits[1]:,} instances per CPU second",
+               [m for m in table if m in slow], rate),
+    ]  # fmt: skip
+    if reference:
+        text += lines(f"Rate divided by that of {REFERENCE} (mean: geometric)", fast, ratio)
+    return "\n".join([*text, "Command: `MOEAPPS_DATA=DIR python benchmarks/streams.py`", ""])
+
+
+def main() -> None:
+    """Run what is missing, then write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    known = models()
+    parser.add_argument("--streams", nargs="+", choices=STREAMS, default=list(STREAMS))
+    parser.add_argument("--models", nargs="+", choices=list(known), default=list(known))
+    parser.add_argument("--limit", type=int, default=50_000)
+    parser.add_argument("--slow-limit", type=int, default=3_000)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    runs = Runs(arguments.out / "streams.jsonl")
+    limits = arguments.limit, arguments.slow_limit
+    for seed in range(arguments.seeds):
+        for stream in arguments.streams:
+            for model in arguments.models:
+                run, slow = known[model]
+                runs.do(run, stream, model, limit=limits[slow], seed=seed)
+    table = runs.table(limits)
+    (arguments.out / "streams.json").write_text(json.dumps(table, indent=1) + "\n")
+    text = render(table, limits=limits)
+    (arguments.out / "streams.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
