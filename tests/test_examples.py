@@ -34,7 +34,7 @@ def test_quickstart_graphs_trains_all_three():
 def test_quickstart_recsys_trains_all_four():
     scores = load("quickstart_recsys").main(epochs=1)
     assert list(scores) == ["shared_bottom", "mmoe", "ple", "home"]
-    assert min(scores.values()) > 0.9
+    assert min(scores.values()) > 0.8
 
 
 def test_recsys_own_files_learns_both_tasks():
