@@ -5,6 +5,7 @@ column. NaN is a missing value; -1 is a nominal value that was never learned.
 """
 
 import numbers
+import re
 from collections.abc import Hashable, Iterable, Mapping
 from decimal import Decimal
 from math import hypot, inf, isnan, nan
@@ -200,11 +201,18 @@ def _getter(keys: Iterable[Hashable]) -> Any:
 
 
 def _in_order(keys: Iterable[Hashable]) -> list[Any]:
+    """Sorted, names by the numbers in them too: x2 comes before x10."""
     keys = list(keys)
     try:
-        return sorted(keys)
+        return sorted(keys, key=_natural) if all(isinstance(k, str) for k in keys) else sorted(keys)
     except TypeError:  # of several types
         return sorted(keys, key=lambda key: (type(key).__name__, repr(key)))
+
+
+def _natural(name: str) -> tuple[list[Any], str]:
+    parts: list[Any] = re.split(r"(\d+)", name)
+    parts[1::2] = map(int, parts[1::2])
+    return parts, name
 
 
 def _unusable(key: Hashable, value: Any) -> ArgumentError:

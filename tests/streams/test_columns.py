@@ -30,6 +30,11 @@ def test_numbers_come_first_and_new_keys_of_one_dict_are_sorted():
     assert row(columns, {"0": 7, "word": "x", "b": 1, "a": 2}) == [2, 1, 7, 0]
 
 
+def test_numbers_in_names_count():
+    names = [f"x{i}" for i in range(12)]
+    assert list(learned(dict.fromkeys(reversed(names), 1.0)).numeric) == names
+
+
 def test_keys_of_several_types_have_an_order():
     x = {2: 1.0, "a": 2.0, (1, 2): 3.0, None: 4.0, 10: 5.0}
     keys = list(x)
