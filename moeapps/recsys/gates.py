@@ -9,7 +9,6 @@ from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moeapps.errors import ArgumentError
@@ -41,7 +40,7 @@ class GateScores(nn.Module):
     """
 
     visible: Tensor
-    place: Tensor | None
+    places: Tensor | None
 
     def __init__(
         self,
@@ -67,19 +66,26 @@ class GateScores(nn.Module):
         self.linear = StackedLinear(sum(self.counts), in_features, 1, bias=bias)
         self.norm = None if norm is None else StackedNorm(norm, sum(self.counts), 1)
         self.register_buffer("visible", visible, persistent=False)
-        everything = bool(visible.all())
-        self.register_buffer("place", None if everything else place(visible), persistent=False)
+        places = None if bool(visible.all()) else visible.flatten().nonzero().squeeze(1)
+        self.register_buffer("places", places, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits."""
+        return self.spread(self.seen(x), -math.inf)
+
+    def seen(self, x: Tensor) -> Tensor:
+        """Logits of visible experts alone, gate after gate, ``[B, V]``."""
         if self.bank is not None:
             x = self.bank(x)
         logits = stacked_linear(x, self.linear.w, self.linear.b, self.sets)
-        if self.norm is not None:
-            logits = self.norm(logits)
-        if self.place is not None:
-            logits = F.pad(logits, (1, 0), value=-math.inf).index_select(1, self.place)
-        return logits.unflatten(1, self.visible.shape)
+        return logits if self.norm is None else self.norm(logits)
+
+    def spread(self, numbers: Tensor, hidden: float) -> Tensor:
+        """Numbers of visible experts ``[B, V]`` among all, ``[B, N, E]``."""
+        if self.places is not None:
+            everyone = numbers.new_full((numbers.shape[0], self.visible.numel()), hidden)
+            numbers = everyone.scatter(1, self.places.expand(numbers.shape[0], -1), numbers)
+        return numbers.unflatten(1, self.visible.shape)
 
 
 class GateBank(Gate):
@@ -140,15 +146,6 @@ def sees(gates: Sequence[Sequence[Hashable]], owners: Sequence[Hashable]) -> Ten
         [[1, 0, 1], [0, 1, 0]]
     """
     return torch.tensor([[owner in seen for owner in owners] for seen in gates])
-
-
-def place(mask: Tensor) -> Tensor:
-    """Where each entry of a mask finds its number: 0 where False, else its rank among the True.
-
-    With the True entries' numbers behind one other number, a lookup spreads them over the mask.
-    """
-    flat = mask.flatten()
-    return torch.where(flat, flat.cumsum(0), 0)
 
 
 class LevelOutput(NamedTuple):

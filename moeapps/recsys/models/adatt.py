@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from moeapps.errors import ArgumentError
-from moeapps.recsys.gates import Level, LevelOutput, everyone, place, sees
+from moeapps.recsys.gates import Level, LevelOutput, everyone, sees
 from moeapps.recsys.ranker import Ranker
 from moeapps.recsys.schema import FeatureSchema, Task
 
@@ -32,23 +32,23 @@ class NativeWeights(nn.Module):
     """
 
     fixed: Tensor
-    free_place: Tensor
+    places: Tensor
 
     def __init__(self, own: Tensor) -> None:
         super().__init__()
         count = own.sum(1, keepdim=True)
-        bound = count.rsqrt().expand_as(own)[own & (count > 1)]
+        several = own & (count > 1)
+        bound = count.rsqrt().expand_as(own)[several]
         free = nn.Parameter((2 * torch.rand(len(bound)) - 1) * bound)
         self.free = free if len(free) else None
         self.register_buffer("fixed", (own & (count == 1)).float(), persistent=False)
-        self.register_buffer("free_place", place(own & (count > 1)), persistent=False)
+        self.register_buffer("places", several.flatten().nonzero().squeeze(1), persistent=False)
 
     def forward(self, x: Any) -> Tensor:
         """The weights."""
         if self.free is None:
             return self.fixed
-        placed = nn.functional.pad(self.free, (1, 0)).index_select(0, self.free_place)
-        return self.fixed + placed.view_as(self.fixed)
+        return self.fixed.flatten().scatter(0, self.places, self.free).view_as(self.fixed)
 
 
 class AdaTT(Ranker):

@@ -5,13 +5,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moeapps.errors import ArgumentError
-from moeapps.recsys.blocks import stacked_linear
+from moeapps.gating.select import softmax_last
+from moeapps.kernels.select import is_traced
+from moeapps.recsys.blocks import batched_linear
 from moeapps.recsys.gates import GateScores, Level, LevelOutput, sees
 from moeapps.recsys.ranker import Ranker
 from moeapps.recsys.schema import FeatureSchema, Task, task_groups
+
+CACHED = 2**18  # numbers that an elementwise pass may write and find again in the cache
 
 
 class FeatureGate(nn.Module):
@@ -35,12 +40,11 @@ class FeatureGate(nn.Module):
         ArgumentError: ``L`` does not divide ``d`` where the rank is the paper's.
 
     Notes:
-        ``A`` starts at 0, so that a gate starts as exactly 1. Computed as
-        :math:`2\sigma(u) = 1 + \tanh(u / 2)`, whose ones sum to 1 under the softmax.
+        ``A`` starts at 0, so that a gate starts as 1.
 
     Example:
         >>> x = torch.randn(5, 8)
-        >>> bool((FeatureGate(3, 8, 2, 4)(x) == x.unsqueeze(1)).all())
+        >>> bool(torch.allclose(FeatureGate(3, 8, 2, 4)(x), x.unsqueeze(1)))
         True
     """
 
@@ -65,8 +69,9 @@ class FeatureGate(nn.Module):
             raise ArgumentError(f"num_lora={num_lora}, rank={rank}. Expected 1 or more of both.")
         self.num_sets, self.num_lora, self.shared_input = num_sets, num_lora, shared_input
         pairs, bound = num_sets * num_lora, 1 / math.sqrt(width)
-        self.down = nn.Parameter(torch.empty(pairs * rank, width).uniform_(-bound, bound))
-        self.up = nn.Parameter(torch.zeros(pairs, width, rank))
+        down = torch.empty(num_sets, num_lora * rank, width).uniform_(-bound, bound)
+        self.down = nn.Parameter(down)
+        self.up = nn.Parameter(torch.zeros(pairs, rank, width))
         choose = None
         if num_lora > 1:
             every = torch.ones(num_sets, num_lora, dtype=torch.bool)
@@ -74,16 +79,31 @@ class FeatureGate(nn.Module):
         self.choose = choose
 
     def forward(self, x: Tensor) -> Tensor:
-        """The input of every set. Sets come first inside, as the experts will read them."""
-        sets = None if self.shared_input else [len(self.down) // self.num_sets] * self.num_sets
-        low = stacked_linear(x, self.down.unsqueeze(1), None, sets)
-        low = low.unflatten(1, (len(self.up), -1)).transpose(0, 1)
-        gate = (0.5 * torch.bmm(low, self.up.transpose(1, 2))).tanh()  # [S * L, B, d]
-        if self.choose is not None:
-            share = self.choose(x).softmax(-1).permute(1, 2, 0).unsqueeze(3)  # [S, L, B, 1]
+        """The input of every set."""
+        rows = max(1, CACHED // (len(self.up) * x.shape[-1]))
+        if is_traced() or not x.is_cpu or not self.shared_input or x.shape[0] <= 2 * rows:
+            return self._gated(x).transpose(0, 1)
+        # Every step below writes S * L inputs; a few rows at a time they stay in the cache.
+        return torch.cat([self._gated(part) for part in x.split(rows)], 1).transpose(0, 1)
+
+    def _gated(self, x: Tensor) -> Tensor:
+        """``[S, B, d]``: sets first, as the experts will read them."""
+        rank = self.up.shape[1]
+        if self.shared_input:
+            seen = x
+            low = F.linear(x, self.down.flatten(0, 1)).unflatten(1, (-1, rank)).transpose(0, 1)
+        else:
+            seen = x.transpose(0, 1)
+            low = batched_linear(seen, self.down).unflatten(2, (-1, rank))
+            low = low.transpose(1, 2).flatten(0, 1)
+        gate = torch.bmm(low, self.up).sigmoid()  # [S * L, B, d]
+        if self.choose is None:
+            gate = 2 * gate
+        else:
+            share = 2 * softmax_last(self.choose(x))
+            share = share.permute(1, 2, 0).contiguous().unsqueeze(3)  # [S, L, B, 1]
             gate = (gate.unflatten(0, (self.num_sets, self.num_lora)) * share).sum(1)
-        seen = x if self.shared_input else x.transpose(0, 1)
-        return torch.addcmul(seen, seen, gate).transpose(0, 1)
+        return seen * gate
 
 
 class SelfGate(nn.Module):
@@ -109,12 +129,15 @@ class SelfGate(nn.Module):
     def __init__(self, width: int, own: Tensor, *, shared_input: bool = True) -> None:
         super().__init__()
         self.score = GateScores(width, own, shared_input=shared_input)
-        self.alone = max(self.score.counts) == 1
+        self.num_own = max(self.score.counts)
 
     def forward(self, x: Tensor) -> Tensor:
         """Weights to add to those of the gate."""
-        logits: Tensor = self.score(x)
-        return logits.sigmoid() if self.alone else logits.softmax(-1)
+        logits = self.score.seen(x)
+        if self.num_own == 1:
+            return self.score.spread(logits.sigmoid(), 0.0)
+        own = softmax_last(logits.unflatten(1, (-1, self.num_own)))
+        return self.score.spread(own.flatten(1), 0.0)
 
 
 class HoME(Ranker):

@@ -29,9 +29,9 @@ def oracle(model, x):
 
     def feature_gate(gate, x, q, own):
         L, d = gate.num_lora, x.shape[1]
-        B = gate.down.view(-1, L, gate.down.shape[0] // gate.num_sets // L, d)[q]
-        A = gate.up.view(-1, L, d, B.shape[1])[q]
-        lora = [2 * torch.sigmoid(x @ B[k].T @ A[k].T) for k in range(L)]
+        B = gate.down[q].view(L, -1, d)
+        A = gate.up.view(-1, L, B.shape[1], d)[q]
+        lora = [2 * torch.sigmoid(x @ B[k].T @ A[k]) for k in range(L)]
         if L == 1:
             return x * lora[0]
         share = own(gate.choose, x, q).softmax(-1)
@@ -184,8 +184,16 @@ def test_a_task_without_a_category_is_an_error():
     HoME(SCHEMA, [Task("click"), Task("like")], hierarchy=False, expert_dims=[[4], [4]])
 
 
+def test_feature_gates_in_parts_equal_the_whole(monkeypatch):
+    gate, x = FeatureGate(2, 6, 2, 3).double(), torch.randn(50, 6).double()
+    torch.nn.init.normal_(gate.up)
+    whole = gate(x)
+    monkeypatch.setattr("moeapps.recsys.models.home.CACHED", 4 * 6 * 7)
+    torch.testing.assert_close(gate(x), whole)
+
+
 def test_the_rank_of_the_paper_needs_a_divisor():
-    assert FeatureGate(2, 12, 3, "paper").up.shape == (6, 12, 4)
+    assert FeatureGate(2, 12, 3, "paper").up.shape == (6, 4, 12)
     with pytest.raises(ArgumentError, match="does not divide"):
         FeatureGate(2, 13, 3, "paper")
 
