@@ -31,27 +31,23 @@ def ranking_optimizer(
         An optimiser whose groups are named ``embeddings``, ``rest`` and so on.
     """
     lr = options["lr"]
-    embeddings = {id(p): p for p in model.embedding_parameters() if p.requires_grad}
+    tables = [table for table in model.embedding_parameters() if table.requires_grad]
+    known = {id(table) for table in tables}
     groups = parameter_groups(module, lr=lr, weight_decay=options["weight_decay"])
     for group in groups:
-        group["params"] = [p for p in group["params"] if id(p) not in embeddings]
+        group["params"] = [p for p in group["params"] if id(p) not in known]
     groups = [group for group in groups if group["params"]]
-    apart = {"name": "embeddings", "lr": options["embedding_lr"] or lr}
-    tables: list[nn.Parameter] = []
-    if options["sparse_grad"]:  # what is no table, such as attention, has dense gradients
-        tables = [p for p in model.inputs.store.tables.parameters() if id(p) in embeddings]
-    by_row = {id(p) for p in tables}
-    dense = [p for key, p in embeddings.items() if key not in by_row]
-    if dense:
-        groups.append({**apart, "params": dense, "weight_decay": 0.0})
+    embeddings = {"name": "embeddings", "params": tables, "lr": options["embedding_lr"] or lr}
+    if tables and not options["sparse_grad"]:
+        groups.append({**embeddings, "weight_decay": 0.0})
     kind = cast(Any, OPTIMIZERS[options["optimizer"]])
     optimizer: torch.optim.Optimizer = kind(groups, lr=lr, fused=_can_fuse(module))
-    if not tables:
+    if not tables or not options["sparse_grad"]:
         return optimizer
     sparse: Any = RowwiseAdagrad
     if options["sparse_optimizer"] == "sparse_adam":
         sparse = torch.optim.SparseAdam
-    return JointOptimizer([optimizer, sparse([{**apart, "params": tables}])])
+    return JointOptimizer([optimizer, sparse([embeddings])])
 
 
 def _can_fuse(module: nn.Module) -> bool:

@@ -24,7 +24,8 @@ class FAMO(LossBalancing):
         decay: :math:`\lambda`.
 
     Notes:
-        The losses after the step cost one more forward pass.
+        The losses after the step cost one more forward pass, which also moves the running
+        statistics of batch normalisation once more.
 
     References:
         Liu et al., *FAMO: Fast Adaptive Multitask Optimization*, NeurIPS 2023.
