@@ -70,7 +70,7 @@ class MultiTaskRanker(MoEModule):
         reduction: ``"sum_tasks"``, or ``"mean_tasks"``.
         patience: Validations without a better score that end the training; None for no end.
         monitor: Logged name of the score; None for ``val/auc_mean``, or ``val/loss`` without binary
-            tasks. Names with ``loss``, ``mse`` or ``mae`` should be small.
+            tasks. Losses and errors should be small, AUCs large.
         schema: Features in plain form; by default the data's.
         tasks: Tasks in plain form; by default the data's.
         aux_losses: Weight per auxiliary loss of the gates.
@@ -184,8 +184,8 @@ class MultiTaskRanker(MoEModule):
     @property
     def monitor_mode(self) -> str:
         """``"min"`` for losses and errors, else ``"max"``."""
-        parts = str(self.monitor).replace("/", "_").split("_")
-        return "min" if {"loss", "logloss", "mse", "mae", "ne", "ece"} & set(parts) else "max"
+        metric = str(self.monitor).split("/")[1:2]
+        return "min" if metric and metric[0] in ("loss", "logloss", "mse", "mae") else "max"
 
     def setup(self, stage: str) -> None:
         """Take schema and tasks from the data, build the network once."""

@@ -117,6 +117,14 @@ def test_losses_are_minimised_and_other_scores_maximised():
     assert evaluate(module, data)["val/logloss/like"] == pytest.approx(min(scores.seen))
 
 
+@pytest.mark.parametrize(
+    ("monitor", "mode"),
+    [("val/auc_mean", "max"), ("val/loss", "min"), ("val/auc/loss", "max"), ("val/mae/x", "min")],
+)
+def test_the_metric_says_whether_small_is_good(monitor, mode):
+    assert MultiTaskRanker(monitor=monitor).monitor_mode == mode
+
+
 def test_fitting_never_reads_the_test_split():
     data = ranking_data()
     data.setup()
