@@ -347,7 +347,8 @@ class TAME(StreamClassifier):
         the selector likewise. Learning may go on afterwards; then weights grow back.
 
         Args:
-            expert_sparsity: Share of each expert's weights that become 0; trees keep theirs.
+            expert_sparsity: Share of each expert's weights that become 0; with 0, and trees, the
+                experts stay as they are.
             selector_sparsity: Share of the selector's weights that become 0.
             epochs: Of each retraining, and of the selector's training before it.
         """

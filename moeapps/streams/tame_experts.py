@@ -143,7 +143,7 @@ class TorchExperts:
 
     def loss(self, expert: int, batch: Batch) -> float:
         """Mean loss in evaluation mode."""
-        module = self.modules[expert].eval()
+        module = self._evaluating(expert)
         with torch.no_grad():
             return float(self.mean_loss(module, batch))
 
@@ -168,10 +168,14 @@ class TorchExperts:
 
     def predict(self, expert: int, batch: Batch) -> Tensor:
         """Class probabilities; uniform where a diverged module gives no number."""
-        module = self.modules[expert].eval()
+        module = self._evaluating(expert)
         with torch.no_grad():
             outputs = self._outputs(module, batch.x).double().cpu()
         return torch.nan_to_num(outputs).softmax(1)
+
+    def _evaluating(self, expert: int) -> nn.Module:
+        module = self.modules[expert]
+        return module.eval() if module.training else module  # walking a module takes time
 
     def _outputs(self, module: nn.Module, x: Tensor) -> Tensor:
         logits = module(x.to(self.device))

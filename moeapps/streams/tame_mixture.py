@@ -110,7 +110,7 @@ class Mixture:
     def answer_of(self, batch: Batch, who: Tensor) -> Tensor:
         """Class probabilities that each input gets from its own one of the experts."""
         proba = torch.zeros(len(batch.x), self.num_classes, dtype=torch.float64)
-        for expert in who.unique().tolist():
+        for expert in sorted(set(who.tolist())):
             mine = who == expert
             rows = None if batch.rows is None else batch.rows[mine.numpy()]
             part = batch._replace(x=batch.x[mine], rows=rows)
@@ -127,7 +127,7 @@ class Mixture:
 
     def consolidate(self, *, expert_sparsity: float, selector_sparsity: float, epochs: int) -> None:
         """Train the selector; prune and retrain it and the experts."""
-        if isinstance(self.experts, TorchExperts):
+        if isinstance(self.experts, TorchExperts) and expert_sparsity > 0:
             for i, reservoir in enumerate(self.reservoirs):
                 self.experts.prune(
                     i, reservoir.x, reservoir.y, expert_sparsity, epochs=epochs, rng=self.rng
@@ -136,7 +136,8 @@ class Mixture:
             rows = sum(map(len, self.reservoirs))
             steps = epochs * math.ceil(rows / self.selector.batch_size)
             self.selector.fit(self.samples, steps=steps, rng=self.rng)
-            self.selector.prune(self.samples, selector_sparsity, epochs=epochs, rng=self.rng)
+            if selector_sparsity > 0:
+                self.selector.prune(self.samples, selector_sparsity, epochs=epochs, rng=self.rng)
 
     def statistics(self) -> dict[str, Any]:
         """Experts, switches, and how often each expert learned and answered."""

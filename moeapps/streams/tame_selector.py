@@ -178,7 +178,8 @@ class Selector:
         assert self.gate is not None
         if x.ndim == 2:
             x = x[:, : self.shape[0]]  # without the features it has not met yet
-        self.gate.eval()
+        if self.gate.training:
+            self.gate.eval()
         with torch.no_grad():
             indices = self.gate(x).indices
         return indices[:, 0].clamp_min(0)  # -1 where no score is a number

@@ -51,3 +51,9 @@ def test_killed_workers_lose_nothing(ray, tmp_path):
             x, y = stream[t]
             assert killed[t] == model.predict_one(x)
             model.learn_one(x, y)
+
+
+@pytest.mark.data
+def test_tame_keeps_the_tasks_that_one_network_forgets(real_data):
+    accuracy = load("streams_tame_mnist").main(tasks=2, epochs=3, rows=6000)
+    assert accuracy["TAME"] > accuracy["one network"] + 0.1
