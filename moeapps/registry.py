@@ -261,6 +261,24 @@ MODELS: dict[str, ModelEntry] = {
         {"hidden": 16, "batch_size": 32, "num_experts": 4, "top_k": 2, "seed": 1},
         ("mixture",),
     ),
+    "routed_bagging": ModelEntry(
+        "streams",
+        "moeapps.streams.routed_bagging:RoutedBagging",
+        _STREAM,
+        "Bagged trees that watch themselves for drift; vote by recent accuracy",
+        "-",
+        {"num_experts": 4, "seed": 1},
+        ("mixture",),
+    ),
+    "tame": ModelEntry(
+        "streams",
+        "moeapps.streams.tame:TAME",
+        _STREAM,
+        "An expert per task, switched when the loss jumps",
+        "Zhu et al., TAME, CVPR workshop on continual learning 2024",
+        {"seed": 1},
+        ("mixture",),
+    ),
 }
 
 
