@@ -6,14 +6,17 @@ _NAMES = {
     "DriftMoE": "moeapps.streams.driftmoe",
     "Evaluation": "moeapps.streams.evaluation",
     "HoeffdingTree": "moeapps.streams.hoeffding_tree",
+    "KafkaSource": "moeapps.streams.kafka_source",
     "RoutedBagging": "moeapps.streams.routed_bagging",
     "TAME": "moeapps.streams.tame",
     "TwoStageDriftMoE": "moeapps.streams.two_stage",
     "card": "moeapps.streams.datasets",
+    "kafka_source": "moeapps.streams.kafka_source",
     "kfold_prequential": "moeapps.streams.prequential_folds",
     "list_datasets": "moeapps.streams.datasets",
     "load": "moeapps.streams.datasets",
     "load_csv": "moeapps.streams.datasets",
+    "to_capymoa": "moeapps.streams.capymoa_adapter",
 }
 
 __all__ = [*_NAMES]

@@ -395,7 +395,9 @@ class RouterTraining(RecordedGate):
         aux_losses: Weight per auxiliary loss of the gate.
 
     Notes:
-        Not in the paper.
+        Not in the paper. What it is worth depends on the stream: installed after 20,000 rows, the
+        accuracy on the next 10,000 moved by -1.4 points (Electricity), -0.7 (RBF_m) and 0.0 (SEA_a)
+        against the router that had learned online. Compare before you keep it.
 
     References:
         Aspis et al., *DriftMoE*, 2025. https://arxiv.org/abs/2507.18464
