@@ -129,7 +129,8 @@ class ExpertBank(nn.Module):
         return [_Chain(own) for own in zip(*steps, strict=True)]
 
     def _finish(self, h: Tensor) -> Tensor:
-        return F.dropout(self.act(h), self.dropout, self.training)
+        h = self.act(h)
+        return F.dropout(h, self.dropout) if self.training and self.dropout else h
 
     def _inputs(self, x: Tensor) -> list[Tensor]:
         if x.dim() == 2 or self.sets is None:
@@ -285,7 +286,8 @@ class _NarrowProduct(torch.autograd.Function):
 
 def batched_linear(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """One linear map per set, ``[S, B, D], [S, O, D], [S, 1, O] -> [S, B, O]``."""
-    if w.shape[1] < NARROW and torch.is_grad_enabled() and not is_traced():
+    autocast = torch.is_autocast_enabled(x.device.type)  # it ends before the backward pass
+    if w.shape[1] < NARROW and torch.is_grad_enabled() and not autocast and not is_traced():
         y: Tensor = _NarrowProduct.apply(x, w)
         return y if b is None else y + b
     if b is None:

@@ -141,9 +141,9 @@ class FusedTables(EmbeddingStore):
         for number, lookup in enumerate(self._lookups):
             starts = torch.tensor([self._starts[f.name] for f in lookup.features])
             self.register_buffer(f"starts_{number}", starts, persistent=False)
-            if len(lookup.columns) < len(self.schema.categorical) and lookup.how == "row":
-                columns = torch.tensor(lookup.columns)
-                self.register_buffer(f"columns_{number}", columns, persistent=False)
+            some = lookup.how == "row" and len(lookup.columns) < len(self.schema.categorical)
+            columns = torch.tensor(lookup.columns) if some else None
+            self.register_buffer(f"columns_{number}", columns, persistent=False)
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -206,9 +206,9 @@ class FusedTables(EmbeddingStore):
         lookup = self._lookups[number]
         table, starts = self.tables[str(lookup.dim)], getattr(self, f"starts_{number}")
         if lookup.how == "row":
-            cat = batch["cat"]
-            if hasattr(self, f"columns_{number}"):
-                cat = cat.index_select(1, getattr(self, f"columns_{number}"))
+            cat, columns = batch["cat"], getattr(self, f"columns_{number}")
+            if columns is not None:
+                cat = cat.index_select(1, columns)
             return F.embedding(cat + starts, table, sparse=self.sparse_grad)
         if lookup.how in ("sum", "mean", "max"):
             return self._pool(lookup, batch, table)
@@ -309,14 +309,22 @@ class Inputs(nn.Module):
         torch.Size([2, 4])
     """
 
+    largest: Tensor
+
     def __init__(
         self, schema: FeatureSchema, store: EmbeddingStore, *, check: bool | None = None
     ) -> None:
         super().__init__()
-        self.schema, self.store, self.check = schema, store, check
+        self.store, self.check = store, check
+        self._know(schema)
         self.project = nn.ModuleDict(
             {f.name: nn.Linear(f.width, f.project) for f in schema.dense if f.project is not None}
         )
+
+    def _know(self, schema: FeatureSchema) -> None:
+        self.schema = schema
+        largest = torch.tensor([f.vocab_size - 1 for f in schema.categorical])
+        self.register_buffer("largest", largest, persistent=False)
 
     def forward(self, batch: Batch) -> Tensor:
         """The flat input."""
@@ -345,7 +353,9 @@ class Inputs(nn.Module):
     def resize(self, name: str, vocab_size: int) -> None:
         """Give the table of a feature another number of rows."""
         self.store.resize(name, vocab_size)
-        self.schema = self.store.schema
+        device = self.largest.device
+        self._know(self.store.schema)
+        self.largest = self.largest.to(device)
 
     def _dense(self, batch: Batch) -> Iterator[Tensor]:
         if not self.schema.dense:
@@ -361,9 +371,17 @@ class Inputs(nn.Module):
     def _check(self, batch: Batch) -> None:
         if is_traced() or self.check is False:
             return
-        first = next((t for t in (batch.get("cat"), batch.get("dense")) if t is not None), None)
-        if self.check or first is None or first.is_cpu:
-            check_ids(batch, self.schema)
+        ids: list[tuple[Tensor, Tensor | int]] = []
+        if self.schema.categorical:
+            ids.append((batch["cat"], self.largest))
+        for bag in self.schema.bags:
+            ids.append((batch[f"bag/{bag.name}"]["values"], bag.vocab_size - 1))
+        if not ids or not (self.check or ids[0][0].is_cpu):
+            return
+        for found, largest in ids:
+            # One sign tells both: an id below 0, or beyond the largest.
+            if found.numel() and ((largest - found) | found).min().item() < 0:
+                check_ids(batch, self.schema)  # says which
 
 
 def _asks(feature: Embedded) -> bool:

@@ -107,6 +107,17 @@ def test_exports_with_any_number_of_rows(name, fuse):
 
 
 @every_kind
+def test_learns_under_bfloat16_autocast(name):
+    model, batch = build(name).train(), batch_for(name, 40)
+    expected = warmed(model, batch)(batch).detach()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = model(batch)
+    assert (logits.float() - expected).norm() < 0.05 * expected.norm()
+    bce(logits.float(), batch).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+@every_kind
 def test_inference_in_chunks_equals_one_pass(name):
     model, batch = build(name).eval(), batch_for(name, 600)
     whole = model(batch).detach()
