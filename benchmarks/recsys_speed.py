@@ -182,7 +182,9 @@ def render(rows: list[dict[str, Any]], quick: bool) -> str:
         text.append("| " + " | ".join(cells) + " |")
     have = {_key(row["kind"], row["line"]) for row in rows}
     missing = [
-        f"{kind} {line}" for kind, line, _, _ in lines(quick) if _key(kind, line) not in have
+        " ".join(map(str, [kind, *line.values()]))
+        for kind, line, _, _ in lines(quick)
+        if _key(kind, line) not in have
     ]
     loads = [row["load"] for row in rows] or [0.0]
     text += [
