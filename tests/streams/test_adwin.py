@@ -59,11 +59,11 @@ def test_only_a_rise_is_reported_but_a_fall_cuts_the_window():
 
 
 def test_a_steady_stream_raises_no_alarm():
-    errors = np.random.default_rng(0).random(20_000) < 0.3
+    errors = np.random.default_rng(0).random(8_000) < 0.3
     detectors = new_detectors(1, 0.002)
     alarms = sum(update(detectors, 0, error) for error in errors)
     assert alarms == 0
-    assert width(detectors, 0) == 20_000
+    assert width(detectors, 0) == 8_000
 
 
 def test_detectors_do_not_touch_each_other_and_reset_forgets():
