@@ -37,11 +37,11 @@ class UnknownNameError(MoeappsError, KeyError, ValueError):
 
 
 class MissingExtraError(MoeappsError, ImportError):
-    """A domain needs a package that is not installed."""
+    """A package is not installed; ``extra`` of moeapps would have installed it."""
 
-    def __init__(self, domain: str, package: str) -> None:
+    def __init__(self, extra: str, package: str) -> None:
         super().__init__(
-            f'moeapps.{domain} needs {package}. Install it with: pip install "moeapps[{domain}]"'
+            f'{package} is not installed. Install it with: pip install "moeapps[{extra}]"'
         )
 
 

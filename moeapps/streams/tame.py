@@ -236,7 +236,7 @@ class TAME(StreamClassifier):
     def _begin(self, columns: Columns, num_classes: int) -> None:
         self._encoder.grow(columns.num_numeric, columns.num_values)
         self._waiting = _no_rows(len(columns))
-        self._start((self._encoder.width,), num_classes)
+        self._start((self._encoder.num_inputs,), num_classes)
 
     def _grow(self, num_numeric: int, num_values: list[int], num_classes: int) -> None:
         self._need_rows()
@@ -250,7 +250,7 @@ class TAME(StreamClassifier):
             batch._replace(rows=rows, x=self._encoder(rows))
             for batch, rows in zip(switcher.held, held, strict=True)
         ]
-        self._learned.widen((self._encoder.width,), num_classes)
+        self._learned.widen((self._encoder.num_inputs,), num_classes)
 
     def _predict_rows(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
         # One row at a time: products of other shapes would differ in the last bit.

@@ -30,6 +30,11 @@ class RowEncoder:
         self.numeric: list[int] = []  # place of each numeric column
         self.nominal: list[list[int]] = []  # place of each value of each nominal column
 
+    @property
+    def num_inputs(self) -> int:
+        """Width of the network; before the first feature is known, one input that is zero."""
+        return max(self.width, 1)
+
     def grow(self, num_numeric: int, num_values: Sequence[int]) -> None:
         """Give places to columns and values that are new."""
         self.numeric += self._places(num_numeric - len(self.numeric))
@@ -42,8 +47,8 @@ class RowEncoder:
         return list(range(self.width - count, self.width))
 
     def __call__(self, rows: NDArray[np.float64]) -> Tensor:
-        """Inputs ``[N, width]`` of rows ``[N, d]``."""
-        x = np.zeros((len(rows), self.width), np.float32)
+        """Inputs ``[N, num_inputs]`` of rows ``[N, d]``."""
+        x = np.zeros((len(rows), self.num_inputs), np.float32)
         width = len(self.numeric)
         numbers = rows[:, :width]
         x[:, self.numeric] = np.where(np.isnan(numbers), 0, numbers.clip(-LARGEST, LARGEST))
