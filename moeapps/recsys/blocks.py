@@ -41,6 +41,7 @@ class ExpertBank(nn.Module):
         norm: ``"batch"``, ``"layer"`` or None.
         act: A name from :data:`moeapps.gating.stacked.ACTIVATIONS`.
         dropout: After each activation.
+        sync_norm: As ``sync`` of `StackedNorm`.
         backend: ``"batched"`` runs all experts together, ``"loop"`` one after another; both use the
             same parameters. ``"auto"`` loops only in training on CPU with more than 131,072 rows
             times units, where an expert's activations would leave the cache.
@@ -70,6 +71,7 @@ class ExpertBank(nn.Module):
         norm: Norm = None,
         act: str = "relu",
         dropout: float = 0.0,
+        sync_norm: bool = False,
         backend: Backend = "auto",
     ) -> None:
         sets = None if isinstance(experts, int) else list(experts)
@@ -85,13 +87,14 @@ class ExpertBank(nn.Module):
         if not 0 <= dropout < 1:
             raise ArgumentError(f"dropout={dropout} is not a probability below 1.")
         self.sets, self.dropout, self.backend = sets, dropout, backend
+        self.sync_norm = sync_norm
         self.act_name, self.act = act, activation(act)
         self.widths = tuple(widths)
         self.linears, self.norms = nn.ModuleList(), nn.ModuleList()
         for width, following in itertools.pairwise([in_features, *widths]):
             self.linears.append(StackedLinear(self.num_experts, width, following))
             if norm is not None:
-                self.norms.append(StackedNorm(norm, self.num_experts, following))
+                self.norms.append(StackedNorm(norm, self.num_experts, following, sync=sync_norm))
 
     @property
     def layers(self) -> list[tuple[StackedLinear, StackedNorm | None]]:
@@ -141,7 +144,8 @@ class ExpertBank(nn.Module):
     def _loops(self, x: Tensor) -> bool:
         if self.backend != "auto":
             return self.backend == "loop"
-        if is_traced() or not x.is_cpu or not torch.is_grad_enabled():
+        # Processes that synchronise must take the same path, whatever their number of rows.
+        if is_traced() or not x.is_cpu or not torch.is_grad_enabled() or self.sync_norm:
             return False
         return x.shape[0] * max(self.widths) > LARGEST_BATCHED
 
@@ -212,6 +216,7 @@ class Towers(nn.Module):
         widths: Widths of hidden layers; none for a linear map.
         norm: As in `ExpertBank`.
         dropout: After each activation.
+        sync_norm: As in `ExpertBank`.
         backend: As in `ExpertBank`.
         init_output_bias: Start the bias of a binary task at the logit of its base rate; None does
             so for base rates below 0.05, from where 0 is far.
@@ -232,6 +237,7 @@ class Towers(nn.Module):
         *,
         norm: Norm = None,
         dropout: float = 0.0,
+        sync_norm: bool = False,
         backend: Backend = "auto",
         init_output_bias: bool | None = None,
     ) -> None:
@@ -240,7 +246,13 @@ class Towers(nn.Module):
         if widths:
             sets = [1] * len(tasks)
             self.hidden = ExpertBank(
-                sets, in_features, widths, norm=norm, dropout=dropout, backend=backend
+                sets,
+                in_features,
+                widths,
+                norm=norm,
+                dropout=dropout,
+                sync_norm=sync_norm,
+                backend=backend,
             )
             in_features = widths[-1]
         self.out = StackedLinear(len(tasks), in_features, 1)

@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from moeapps.errors import ArgumentError, UnknownNameError
 from moeapps.kernels.select import is_traced
@@ -23,6 +23,8 @@ class StackedNorm(nn.Module):
         kind: ``"batch"`` or ``"layer"``.
         num_experts: ``E``.
         width: ``D``.
+        sync: Batch statistics over the rows of all processes, so that distributed training equals
+            training on one process.
 
     Shape:
         - ``[B, E * D] -> [B, E * D]``
@@ -40,11 +42,11 @@ class StackedNorm(nn.Module):
     momentum = 0.1
     eps = 1e-5
 
-    def __init__(self, kind: str, num_experts: int, width: int) -> None:
+    def __init__(self, kind: str, num_experts: int, width: int, *, sync: bool = False) -> None:
         super().__init__()
         if kind not in ("batch", "layer"):
             raise UnknownNameError("normalisation", kind, ("batch", "layer"))
-        self.kind = kind
+        self.kind, self.sync = kind, sync
         self.weight = nn.Parameter(torch.ones(num_experts, width))
         self.bias = nn.Parameter(torch.zeros(num_experts, width))
         if kind == "batch":
@@ -93,6 +95,8 @@ class StackedNorm(nn.Module):
         return scale, self.bias - self.running_mean * scale
 
     def _batch(self, h: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        if self.training and self.sync and _in_processes():
+            return self._synchronized(h, mean, var, weight, bias)
         if self.training and not is_traced() and h.shape[0] == 1:
             raise ArgumentError(
                 "Batch normalisation got a batch of one row in training, whose variance is zero. "
@@ -100,5 +104,24 @@ class StackedNorm(nn.Module):
             )
         return F.batch_norm(h, mean, var, weight, bias, self.training, self.momentum, self.eps)
 
+    def _synchronized(
+        self, h: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor
+    ) -> Tensor:
+        from torch.distributed.nn.functional import all_reduce
+
+        count = h.new_full(h.shape[1:], len(h))
+        total, rows = all_reduce(torch.stack([h.sum(0), count])).unbind(0)
+        batch_mean = total / rows
+        h = h - batch_mean
+        batch_var = all_reduce(h.square().sum(0)) / rows
+        with torch.no_grad():
+            mean.lerp_(batch_mean, self.momentum)
+            var.lerp_(batch_var * rows / (rows - 1).clamp_min(1), self.momentum)
+        return torch.addcmul(bias, h, (batch_var + self.eps).rsqrt() * weight)
+
     def _layer(self, h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return torch.addcmul(bias, F.layer_norm(h, h.shape[-1:], eps=self.eps), weight)
+
+
+def _in_processes() -> bool:
+    return distributed.is_available() and distributed.is_initialized()

@@ -48,6 +48,7 @@ class Ranker(nn.Module, ABC):
         norm: Of the experts: ``"batch"``, ``"layer"`` or None.
         act: Of the experts.
         dropout: After each activation of experts and towers.
+        sync_norm: Batch normalisation over the rows of all processes.
         backend: As in `ExpertBank`.
         gate: Options of `GateBank`: ``temperature``, ``dropout``, ``hidden``, ``bias``, ``norm``.
         tower_dims: Widths of each tower's hidden layers.
@@ -77,6 +78,7 @@ class Ranker(nn.Module, ABC):
         norm: Norm = None,
         act: str = "relu",
         dropout: float = 0.0,
+        sync_norm: bool = False,
         backend: Backend = "auto",
         gate: Mapping[str, Any] | None = None,
         tower_dims: Sequence[int] = (64,),
@@ -92,18 +94,13 @@ class Ranker(nn.Module, ABC):
         plain = as_schema(schema)
         store = FusedTables(plain, copies, init=embedding_init, sparse_grad=sparse_grad)
         self.inputs = Inputs(plain, store, check=check_ids)
-        self._bank: dict[str, Any] = {
-            "norm": norm,
-            "act": act,
-            "dropout": dropout,
-            "backend": backend,
-        }
+        both = {"dropout": dropout, "sync_norm": sync_norm, "backend": backend}
+        self._bank: dict[str, Any] = {"norm": norm, "act": act, **both}
         self._gate = dict(gate or {})
         self._tower: dict[str, Any] = {
             "widths": tower_dims,
             "norm": tower_norm,
-            "dropout": dropout,
-            "backend": backend,
+            **both,
             "init_output_bias": init_output_bias,
         }
         self.cuts = nn.ParameterDict(
