@@ -361,7 +361,7 @@ class Runs:
         self.rows[self.key(row)] = row
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        score = row["test"].get("auc_mean", row["test"].get("mse/y1"))
+        score = row["test"].get("auc_mean", {k: v for k, v in row["test"].items() if "mse" in k})
         print(
             f"{time.strftime('%H:%M:%S')} {setting} {model} lr {lr} seed {seed}: {score} "
             f"({steps} steps, {row['cpu_seconds']} s)",
