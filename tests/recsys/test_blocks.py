@@ -215,3 +215,19 @@ def test_towers_equal_separate_networks(widths):
     torch.testing.assert_close(towers(z), torch.cat(expected, 1))
     same = z[:, 0]
     torch.testing.assert_close(towers(same), towers(same.unsqueeze(1).expand(-1, 3, -1)))
+
+
+def test_narrow_maps_have_all_derivatives():
+    x = torch.randn(5, 3, 4, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
+    b = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(stacked_linear, (x, w, b))
+    assert torch.autograd.gradgradcheck(stacked_linear, (x, w, b))
+    # Several tasks' gradients at once, as gradient methods ask for them.
+    y = stacked_linear(x, w, b)
+    weights = torch.randn(4, *y.shape, dtype=torch.float64)
+    at_once = torch.autograd.grad(y, (x, w), weights, is_grads_batched=True, retain_graph=True)
+    for k in range(4):
+        single = torch.autograd.grad(y, (x, w), weights[k], retain_graph=True)
+        for many, one in zip(at_once, single, strict=True):
+            torch.testing.assert_close(many[k], one)
