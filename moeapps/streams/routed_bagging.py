@@ -89,7 +89,7 @@ class RoutedBagging(StreamClassifier):
         tau: Split anyway below this Hoeffding bound.
         leaf_prediction: Rule of the leaves.
         subspace: Share of the features that a split attempt looks at, drawn anew each time.
-        max_leaves: All trees together stop splitting at this many leaves.
+        max_leaves: Per expert: all trees stop splitting when together they have that many each.
         max_size: They also stop when the leaves take this many MiB.
         nominal_attributes: Features whose numbers are names of values.
         seed: Of the training weights and the subspaces.
@@ -129,8 +129,8 @@ class RoutedBagging(StreamClassifier):
         tau: float = 0.05,
         leaf_prediction: str = "nba",
         subspace: float = 1.0,
-        max_leaves: int = 200_000,
-        max_size: float = 500.0,
+        max_leaves: int = 10_000,
+        max_size: float = 300.0,
         nominal_attributes: Sequence[Hashable] | None = None,
         seed: int | None = None,
     ) -> None:
@@ -184,7 +184,7 @@ class RoutedBagging(StreamClassifier):
             delta=self.delta,
             tau=self.tau,
             leaf_prediction=self.leaf_prediction,
-            max_leaves=self.max_leaves,
+            max_leaves=self.max_leaves * k,
             max_bytes=int(self.max_size * 2**20),
             subspace=self.subspace,
             seed=self._drawn_seed,

@@ -112,12 +112,12 @@ def test_answers_do_not_depend_on_the_size_of_a_chunk_at_the_leaf_limit(monkeypa
     answers, leaves = [], []
     for chunk in (1, 64, 2_000):
         monkeypatch.setattr(routed_bagging, "CHUNK", chunk)
-        model = RoutedBagging(max_leaves=40, grace_period=20, **SMALL)
+        model = RoutedBagging(max_leaves=14, grace_period=20, **SMALL)
         answers.append(model.prequential(data.X, data.y))
         leaves.append(model.statistics()["leaves"])
     assert np.array_equal(answers[0], answers[1])
     assert np.array_equal(answers[0], answers[2])
-    assert leaves[0] == leaves[1] == leaves[2] <= 40 + 6
+    assert leaves[0] == leaves[1] == leaves[2] <= 3 * 14 + 3
 
 
 def test_a_saved_model_goes_on_as_if_nothing_had_happened(tmp_path):
