@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import io
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -245,23 +244,24 @@ def loader(peer: str, rows: int, their_rows: int) -> dict[str, tuple[Timed, Time
 
 
 def grouped_auc(rows: int) -> dict[str, tuple[Timed, Timed]]:
-    """GAUC; every user has both labels, which the peer needs."""
+    """GAUC, after a check that both give the same on a few rows."""
     score = importlib.import_module("torch_rechub.basic.metric").gauc_score
-    rng = np.random.default_rng(0)
-    users = np.arange(rows) % (rows // 20)
-    labels = (rng.random(rows) < 0.3).astype(np.float32)
-    labels[: rows // 20], labels[rows // 20 : rows // 10] = 0, 1
-    order = rng.permutation(rows)
-    users, labels, scores = users[order], labels[order], rng.random(rows)
-    small = min(rows, 20_000)
-    few = users[:small] % (small // 20)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        theirs = score(labels[:small], scores[:small], few)
-    np.testing.assert_allclose(gauc(labels[:small], scores[:small], few).value, theirs, rtol=1e-9)
+    few = _impressions(400)
+    np.testing.assert_allclose(gauc(*few).value, score(*few), rtol=1e-9)
+    labels, scores, users = _impressions(rows)
     return {
         "gauc": (lambda: gauc(labels, scores, users).value, lambda: score(labels, scores, users))
     }
+
+
+def _impressions(rows: int) -> tuple[Any, Any, Any]:
+    """Labels, scores and users of 20 rows each, who all have both labels, as the peer needs."""
+    rng = np.random.default_rng(0)
+    count = rows // 20
+    users, labels = np.arange(rows) % count, (rng.random(rows) < 0.3).astype(np.float32)
+    labels[:count], labels[count : 2 * count] = 0, 1
+    order = rng.permutation(rows)
+    return labels[order], rng.random(rows), users[order]
 
 
 def tables(rows_per_field: int) -> dict[str, tuple[Timed, Timed]]:
