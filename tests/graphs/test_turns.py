@@ -39,8 +39,8 @@ def make(dropout=0.3, **options):
     return mowst(32, 16, 2, 5, dropout=dropout, gate_dropout=dropout, **options)
 
 
-def train(turns, kind, steps=3, rows=None):
-    optimizer = torch.optim.AdamW(turns.parameters(kind), lr=0.01)
+def train(turns, kind, steps=3, rows=None, optimizer=torch.optim.AdamW):
+    optimizer = optimizer(turns.parameters(kind), lr=0.01)
     losses = []
     for _ in range(steps):
         loss, _ = turns.loss(kind, rows)
@@ -69,8 +69,11 @@ def test_only_the_learning_parts_change(graph, kind):
 @pytest.mark.parametrize("kind", ["weak", "strong", "gate"])
 def test_cached_and_uncached_turns_give_the_same_losses(graph, kind):
     cached, fresh = (Turns(make(dropout=0.0), graph, cache=cache) for cache in (True, False))
-    a, b = train(cached, kind, steps=8), train(fresh, kind, steps=8)
+    # Not Adam: it makes whole steps of the rounding errors that are the gradient of a bias before
+    # BatchNorm.
+    a, b = (train(turns, kind, steps=8, optimizer=torch.optim.SGD) for turns in (cached, fresh))
     assert a == pytest.approx(b, abs=1e-6)
+    assert a[-1] < a[0]
     one, two = cached.evaluate(kind), fresh.evaluate(kind)
     for name in ("weak_logits", "strong_logits"):
         torch.testing.assert_close(getattr(one, name), getattr(two, name), atol=1e-5, rtol=1e-5)
