@@ -177,6 +177,8 @@ class Ranker(nn.Module, ABC):
 
     def to_predictions(self, logits: Tensor) -> Tensor:
         """Logits ``[B, T]`` in the units of :meth:`predict_proba`."""
+        if all(task.type == "binary" for task in self.tasks):
+            return logits.sigmoid()
         columns = []
         for task, logit in zip(self.tasks, logits.unbind(1), strict=True):
             if task.type == "binary":
