@@ -122,7 +122,7 @@ class FusedBank(nn.Module):
 
     def after_first(self, h: Tensor) -> Tensor:
         """Everything behind the first layer's products ``[B, E * width]``."""
-        return self._rest(h.view(h.shape[0], self.num_experts, -1).transpose(0, 1))
+        return self._rest(h.unflatten(1, (self.num_experts, -1)).transpose(0, 1))
 
     def _rest(self, h: Tensor) -> Tensor:
         h = self.acts[0](h)

@@ -77,7 +77,7 @@ def test_fused_equals_evaluation_mode(name, norm):
     model = warmed(build(name, **options), batch_for(name, 50, seed=3))
     before = copy.deepcopy(model.state_dict())
     fused = model.fuse_for_inference()
-    for rows in (1, 16, 300):
+    for rows in (0, 1, 16, 300):
         batch = batch_for(name, rows, seed=rows)
         with torch.no_grad():
             torch.testing.assert_close(fused(batch), model(batch), rtol=1e-5, atol=1e-5)
