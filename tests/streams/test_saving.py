@@ -40,7 +40,12 @@ def test_nan_survives():
     assert math.isnan(saving.unpack(json.loads(json.dumps(saving.pack(math.nan)))))
 
 
-@pytest.mark.parametrize("value", [object(), b"x", {1: 2}, 1 + 2j, (1, object())], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [object(), b"x", {1: 2}, 1 + 2j, (1, object())],
+    ids=repr,
+    ids=lambda label: type(label).__name__,
+)
 def test_other_labels_are_refused_with_the_way_out(value):
     with pytest.raises(ArgumentError, match="use pickle"):
         saving.pack(value)
