@@ -28,7 +28,6 @@ ARRAYS = {"a": np.arange(6.0).reshape(2, 3), "b": np.array([[1, 2]])}
         np.bool_(True),
         np.str_("x"),
     ],
-    ids=repr,
 )
 def test_labels_keep_value_and_type(value):
     again = saving.unpack(json.loads(json.dumps(saving.pack(value))))
@@ -43,7 +42,6 @@ def test_nan_survives():
 @pytest.mark.parametrize(
     "value",
     [object(), b"x", {1: 2}, 1 + 2j, (1, object())],
-    ids=repr,
     ids=lambda label: type(label).__name__,
 )
 def test_other_labels_are_refused_with_the_way_out(value):
