@@ -11,7 +11,7 @@ from river import base
 
 from moeapps.errors import ArgumentError, CheckpointError
 from moeapps.streams import saving
-from moeapps.streams.batches import ArrayBatch, RecordBatch, as_batch
+from moeapps.streams.batches import ArrayBatch, RecordBatch, as_batch, as_matrix
 from moeapps.streams.columns import Columns
 from moeapps.streams.compiling import announce
 from moeapps.streams.labels import Labels
@@ -139,7 +139,7 @@ class StreamClassifier(base.MiniBatchClassifier):
             w: Weights, or None for 1.
         """
         batch = as_batch(self._columns, X)
-        self._walk(batch, self._targets(batch, y, w), 0, len(batch))
+        self._walk(batch, self._targets(len(batch), y, w), 0, len(batch))
 
     def predict_proba_many(self, X: "pd.DataFrame") -> "pd.DataFrame":  # noqa: N803
         """Probability of each label seen so far (columns) for each row."""
@@ -193,7 +193,7 @@ class StreamClassifier(base.MiniBatchClassifier):
         """
         batch = self._array_batch(X, learning=True)
         self._announce(classes)
-        self._walk(batch, self._targets(batch, y, sample_weight), 0, len(batch))
+        self._walk(batch, self._targets(len(batch), y, sample_weight), 0, len(batch))
         return self
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
@@ -236,13 +236,43 @@ class StreamClassifier(base.MiniBatchClassifier):
             )
         batch = self._array_batch(X, learning=True)
         self._announce(classes)
-        targets = self._targets(batch, y, sample_weight)
-        answers = np.zeros(len(batch), np.int64)
+        targets = self._targets(len(batch), y, sample_weight)
+        n = len(batch)
+        answers = np.zeros(n, np.int64)
         if delay <= 1:  # either way the label of the row before is known in time
-            self._walk(batch, targets, 0, len(batch), answers)
+            self._walk(batch, targets, 0, n, answers)
         else:
-            self._walk_late(batch, targets, answers, delay)
-        return self.classes_[answers] if len(answers) else np.array([])
+            early = min(delay, n)
+            if self._labels:
+                answers[:early] = self._predict_batch(batch, early).argmax(1)
+            self._walk_late(batch, targets, delay, answers[early:])
+            self._walk(batch, targets, n - early, n)
+        return self.classes_[answers] if n else np.array([])
+
+    def learn_then_predict(self, X: Any, y: Any, then: Any) -> np.ndarray:  # noqa: N803
+        """Learn row after row and after each predict the row that has arrived by then.
+
+        What `prequential` does with late labels, for a stream that comes in pieces.
+
+        Args:
+            X: ``[N, d]`` numbers, NaN where missing.
+            y: ``[N]`` labels.
+            then: ``[N, d]``; row n is predicted once row n of ``X`` is learned.
+
+        Returns:
+            ``[N]`` predicted labels.
+        """
+        learned, asked = as_matrix(X), as_matrix(then)
+        if learned.shape != asked.shape:
+            raise ArgumentError(
+                f"X has shape {learned.shape} but the rows to predict {asked.shape}. Expected one "
+                "row to predict per row to learn; use partial_fit and predict otherwise."
+            )
+        n = len(learned)
+        batch = self._array_batch(np.concatenate([learned, asked]), learning=True)
+        answers = np.zeros(n, np.int64)
+        self._walk_late(batch, self._targets(n, y, None), n, answers)
+        return self.classes_[answers] if n else np.array([])
 
     # Batches.
 
@@ -297,19 +327,16 @@ class StreamClassifier(base.MiniBatchClassifier):
         self,
         batch: ArrayBatch | RecordBatch,
         targets: _Targets,
-        answers: np.ndarray,
         delay: int,
+        answers: np.ndarray,
     ) -> None:
-        """Predict row t after learning the rows up to t - delay; in the end learn the rest."""
-        for t in range(len(batch)):
-            if t >= delay:
-                self._walk(batch, targets, t - delay, t - delay + 1)
-            if self._labels:
-                answers[t] = self._probabilities(batch.encode(t, t + 1)).argmax()
-        self._walk(batch, targets, max(len(batch) - delay, 0), len(batch))
+        """Learn row t, then predict row t + delay, for each of the ``answers`` ``[t]``."""
+        for t in range(len(answers)):
+            self._walk(batch, targets, t, t + 1)
+            row = batch.encode(t + delay, t + delay + 1)
+            answers[t] = self._probabilities(row).argmax()
 
-    def _targets(self, batch: ArrayBatch | RecordBatch, y: Any, w: Any) -> _Targets:
-        n = len(batch)
+    def _targets(self, n: int, y: Any, w: Any) -> _Targets:
         if np.shape(y)[:1] != (n,) or (hasattr(y, "ndim") and y.ndim != 1):
             raise ArgumentError(
                 f"y has shape {np.shape(y)} but X has {n} rows. Expected one label per row; pass "
@@ -327,10 +354,14 @@ class StreamClassifier(base.MiniBatchClassifier):
         codes, new = self._labels.codes(y)
         return _Targets(codes, weights, [row for row, _ in new], [label for _, label in new])
 
-    def _predict_batch(self, batch: ArrayBatch | RecordBatch) -> np.ndarray:
+    def _predict_batch(
+        self, batch: ArrayBatch | RecordBatch, stop: int | None = None
+    ) -> np.ndarray:
+        """Probabilities of the rows up to ``stop``."""
+        stop = len(batch) if stop is None else stop
         pieces = [
-            self._probabilities(batch.encode(start, min(start + _PIECE, len(batch))))
-            for start in range(0, len(batch), _PIECE)
+            self._probabilities(batch.encode(start, min(start + _PIECE, stop)))
+            for start in range(0, stop, _PIECE)
         ]
         return np.concatenate([np.empty((0, len(self._labels))), *pieces])
 

@@ -136,13 +136,8 @@ class Evaluation:
             predicted = np.asarray(model.prequential(X, y))
         else:
             predicted = np.full(len(y), -1)
-            early = len(y) - len(labels)  # rows at which no label arrives
-            for i in range(len(y)):
-                if i >= early:
-                    row = slice(i - early, i - early + 1)
-                    model.partial_fit(late[row], labels[row])
-                if self.done + i >= self.delay:
-                    predicted[i] = model.predict(X[i : i + 1])[0]
+            early = len(y) - len(labels)  # rows at which no label has arrived
+            predicted[early:] = model.learn_then_predict(late, labels, X[early:])
         return predicted, time.process_time() - began
 
     def _dicts(

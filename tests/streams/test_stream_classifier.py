@@ -116,6 +116,27 @@ def test_label_delay_equals_a_queue(delay):
     assert np.array_equal(model.predict_proba(X), slow.predict_proba(X))
 
 
+def test_learning_and_predicting_in_turn_is_a_loop_of_both():
+    X, y, _ = arrays(7, 300)
+    model, slow = tree(nominal_attributes=[3]), tree(nominal_attributes=[3])
+    for start in range(0, 100, 50):
+        part, then = slice(start, start + 50), slice(start + 100, start + 150)
+        expected = [
+            slow.partial_fit(X[t : t + 1], y[t : t + 1]).predict(X[t + 100 : t + 101])[0]
+            for t in range(start, start + 50)
+        ]
+        assert model.learn_then_predict(X[part], y[part], X[then]).tolist() == expected
+    assert np.array_equal(model.predict_proba(X), slow.predict_proba(X))
+    assert model.learn_then_predict(X[:0], y[:0], X[:0]).tolist() == []
+
+
+def test_rows_before_the_first_late_label_are_answered_by_what_is_known():
+    X, y, _ = arrays(8, 300)
+    model = tree(nominal_attributes=[3]).partial_fit(X[:200], y[:200])
+    expected = model.predict(X[200:230]).tolist()
+    assert model.prequential(X[200:], y[200:], delay=30)[:30].tolist() == expected
+
+
 def test_run_cut_into_pieces_is_the_same_run(tmp_path):
     X, y, w = arrays(3)
     whole = tree(nominal_attributes=[3]).prequential(X, y, sample_weight=w)
@@ -233,6 +254,7 @@ def test_predicting_changes_nothing():
             "same",
         ),
         (lambda m: m.prequential(np.zeros((2, 2)), [0, 1], delay=-1), "delay"),
+        (lambda m: m.learn_then_predict(np.zeros((2, 2)), [0, 1], np.zeros((1, 2))), "row"),
     ],
 )
 def test_wrong_input_is_explained_and_not_learned(call, message):
