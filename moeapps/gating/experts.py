@@ -43,8 +43,8 @@ class ModuleExperts(Experts):
           rows
 
     Notes:
-        In the dense layout a module gets ``x`` as it is, so it may look across rows. In the others
-        it gets the rows chosen for it, flattened to one leading axis.
+        In the dense layout a module gets vectors as they are, so it may look across rows. Images it
+        gets flattened to one leading axis, and so the rows chosen for it in the other layouts.
         In the token layout an expert is called only if it has rows; its parameters then get an
         exact zero gradient, so that distributed training does not wait for them. While a graph is
         captured every expert runs on every row.
@@ -67,6 +67,14 @@ class ModuleExperts(Experts):
 
     def __getitem__(self, index: int) -> nn.Module:
         return self.experts[index]
+
+    def all(self, x: Any, *args: Any) -> Tensor:
+        """Every expert's output for every item, ``[*L, E, *out]``."""
+        lead = self._lead(x)
+        if self.item_dims == 1 or lead == 1:
+            return super().all(x, *args)
+        y = super().all(x.flatten(0, lead - 1), *args)  # convolutions take one leading axis
+        return y.view(*x.shape[:lead], *y.shape[1:])
 
     def grouped(self, rows: Tensor, expert_ids: Tensor, offsets: Tensor) -> Tensor:
         """Each expert on its slice of sorted rows; see `Experts.grouped`."""

@@ -82,11 +82,6 @@ def each(experts, x, lead):
     return ys.view(*lead, *ys.shape[1:])
 
 
-def skip_if_modules_cannot(experts, lead):
-    if experts.item_dims == 3 and isinstance(experts, ModuleExperts) and len(lead) > 1:
-        pytest.skip("nn.Conv2d takes one leading axis, and modules get x as it is")
-
-
 def weighted(ys, weights, lead):
     return (weights.view(*weights.shape, *[1] * (ys.dim() - len(lead) - 1)) * ys).sum(len(lead))
 
@@ -104,7 +99,6 @@ def same_with_gradients(experts, routing, x, y, want):
 @pytest.mark.parametrize("lead", [(6,), (2, 3), (1,)])
 def test_all_is_every_expert_on_every_row(kind, lead):
     experts, item = kind
-    skip_if_modules_cannot(experts, lead)
     x = torch.randn(*lead, *item, **F64)
     torch.testing.assert_close(experts.all(x), each(experts, x, lead))
 
@@ -120,7 +114,6 @@ def test_token_routing_is_the_weighted_sum_of_the_chosen(kind, lead):
 @pytest.mark.parametrize("lead", [(6,), (2, 3), (1,)])
 def test_dense_routing_is_the_weighted_sum_of_all(kind, lead):
     experts, item = kind
-    skip_if_modules_cannot(experts, lead)
     x, routing = torch.randn(*lead, *item, requires_grad=True, **F64), dense(lead)
     want = weighted(each(experts, x, lead), routing.weights, lead)
     same_with_gradients(experts, routing, x, experts(x, routing), want)
@@ -129,7 +122,6 @@ def test_dense_routing_is_the_weighted_sum_of_all(kind, lead):
 @pytest.mark.parametrize("lead", [(6,), (2, 3)])
 def test_dense_routing_with_tasks_gives_one_mixture_per_task(kind, lead):
     experts, item = kind
-    skip_if_modules_cannot(experts, lead)
     x, routing = torch.randn(*lead, *item, requires_grad=True, **F64), dense(lead, tasks=(2,))
     ys = each(experts, x, lead)
     want = torch.stack([weighted(ys, w, lead) for w in routing.weights.unbind(-2)], len(lead))
