@@ -56,8 +56,7 @@ def _ranker(
     module: str, name: str, summary: str, paper: str, *tags: str, **more: Any
 ) -> ModelEntry:
     target = f"moeapps.recsys.models.{module}:{name}"
-    cannot = more.pop("cannot", {})
-    return ModelEntry("recsys", target, _RANKING, summary, paper, {**_LOG, **more}, tags, cannot)
+    return ModelEntry("recsys", target, _RANKING, summary, paper, {**_LOG, **more}, tags)
 
 
 MODELS: dict[str, ModelEntry] = {
@@ -176,7 +175,6 @@ MODELS: dict[str, ModelEntry] = {
         "mixture",
         expert_dims=[[12, 8], [7]],
         rank=3,
-        cannot={"gradients": "feature gates start at exactly 1: half of them moves one step later"},
     ),
     "adatt": _ranker(
         "adatt",
