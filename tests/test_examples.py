@@ -38,7 +38,7 @@ def test_quickstart_recsys_trains_all_four():
 
 
 def test_recsys_own_files_learns_both_tasks():
-    pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow", reason='needs pip install "moeapps[recsys]"')
     click, buy = load("recsys_own_files").main(rows=20_000)
     assert click > 0.75
     assert buy > 0.6

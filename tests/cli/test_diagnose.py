@@ -15,8 +15,8 @@ from moeapps.recsys.export import random_batch
 from moeapps.recsys.schema import FeatureSchema
 from moeapps.training.runs import RunFolder
 
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
+pa = pytest.importorskip("pyarrow", reason='needs pip install "moeapps[recsys]"')
+pq = pytest.importorskip("pyarrow.parquet", reason='needs pip install "moeapps[recsys]"')
 
 CONFIG = {
     "schema": 1,
@@ -225,8 +225,8 @@ def test_torch_program_gives_named_predictions_for_any_batch(run, tmp_path):
 
 
 def test_onnx_file_gives_named_probabilities_in_onnxruntime(run, tmp_path):
-    runtime = pytest.importorskip("onnxruntime")
-    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime", reason='needs pip install "moeapps[onnx]"')
+    pytest.importorskip("onnxscript", reason='needs pip install "moeapps[onnx]"')
     assert main(["export", str(run.path), "--format", "onnx", "--out", str(tmp_path)]) == 0
     session = runtime.InferenceSession(tmp_path / "model.onnx")
     model = reference(run)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("torch_geometric")
+pytest.importorskip("torch_geometric", reason='needs pip install "moeapps[graphs]"')
 
 from moeapps.cli.main import main
 from moeapps.graphs.turn_module import TurnModule

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-pytest.importorskip("torch_geometric")
+pytest.importorskip("torch_geometric", reason='needs pip install "moeapps[graphs]"')
 
 from moeapps.cli.main import main
 from moeapps.cli.quickstart import Part, Row, table_rows

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-pytest.importorskip("river")
+pytest.importorskip("river", reason='needs pip install "moeapps[streams]"')
 
 from moeapps.cli.main import main
 from moeapps.cli.quickstart import NEEDS, PARTS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-pytest.importorskip("river")
+pytest.importorskip("river", reason='needs pip install "moeapps[streams]"')
 
 from moeapps.cli.main import main
 from moeapps.cli.stream_models import NAMES, build

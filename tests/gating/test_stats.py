@@ -130,7 +130,9 @@ def test_fluctuation_needs_the_same_rows():
 
 
 def test_specialisation_matches_sklearn():
-    mutual_info_score = pytest.importorskip("sklearn.metrics").mutual_info_score
+    mutual_info_score = pytest.importorskip(
+        "sklearn.metrics", reason="needs pip install scikit-learn"
+    ).mutual_info_score
     generator = torch.Generator().manual_seed(0)
     first = torch.randint(4, (300, 1), generator=generator)
     labels = torch.where(

@@ -7,7 +7,6 @@ import torch
 
 from moeapps.cli.build import build
 from moeapps.cli.configs import check_config, read_config
-from moeapps.errors import DataNotFoundError
 from moeapps.graphs import MowstClassifier, NodeData, datasets
 
 FOLDER = Path(__file__).parents[2] / "examples" / "configs" / "graphs"
@@ -79,8 +78,9 @@ def test_synthetic_config_runs(tmp_path):
 
 @pytest.mark.data
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_config_runs_on_real_data(path, tmp_path):
-    try:
-        dry_run(path, tmp_path)
-    except DataNotFoundError as error:
-        pytest.skip(str(error))
+def test_config_runs_on_real_data(real_data, path, tmp_path):
+    name = built(path).data.dataset
+    missing = [f.path for f in datasets.card(name).files if not (real_data / f.path).exists()]
+    if missing:
+        pytest.skip(f"{name} is not in {real_data}: {missing[0]}")
+    dry_run(path, tmp_path)

@@ -8,7 +8,6 @@ import torch
 
 from moeapps.cli.build import build
 from moeapps.cli.configs import check_config, parse_yaml, read_config
-from moeapps.errors import DataNotFoundError
 from moeapps.recsys import RankingData, RankingFiles, datasets
 from moeapps.recsys.modules import MultiTaskRanker
 
@@ -81,11 +80,13 @@ def test_other_config_runs_on_a_fixture(path, tmp_path):
 
 @pytest.mark.data
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_config_runs_on_real_data(path, tmp_path):
-    try:
-        dry_run(read_config(path), tmp_path)
-    except DataNotFoundError as error:
-        pytest.skip(str(error))
+def test_config_runs_on_real_data(real_data, path, tmp_path):
+    config = read_config(path)
+    name = config["data"]["init_args"]["dataset"]
+    missing = [f.path for f in datasets.card(name).files if not (real_data / f.path).exists()]
+    if missing:
+        pytest.skip(f"{name} is not in {real_data}: {missing[0]}")
+    dry_run(config, tmp_path)
 
 
 OWN = """
@@ -107,7 +108,7 @@ data:
 
 
 def test_own_files_can_be_configured(tmp_path):
-    pytest.importorskip("pyarrow")
+    pytest.importorskip("pyarrow", reason='needs pip install "moeapps[recsys]"')
     for name in ("train", "val"):
         rows = [f"u{i % 9};{i};{i % 2};{i / 7:.2f}" for i in range(200)]
         (tmp_path / f"{name}.csv").write_text("\n".join(["user;price;click;pay", *rows]) + "\n")

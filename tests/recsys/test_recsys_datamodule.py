@@ -200,7 +200,7 @@ def test_lightning_resumes_at_the_exact_batch(tmp_path, steps):
 
 
 def files(tmp_path, kind="parquet", rows=900):
-    pa = pytest.importorskip("pyarrow")
+    pa = pytest.importorskip("pyarrow", reason='needs pip install "moeapps[recsys]"')
     import pyarrow.csv
     import pyarrow.parquet
 

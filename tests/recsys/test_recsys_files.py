@@ -13,7 +13,7 @@ from moeapps.recsys.loaders import StreamingLoader
 from moeapps.recsys.schema import Categorical, Dense, FeatureSchema, Task
 from moeapps.recsys.vocabularies import MISSING
 
-pa = pytest.importorskip("pyarrow")
+pa = pytest.importorskip("pyarrow", reason='needs pip install "moeapps[recsys]"')
 
 import pyarrow.parquet  # noqa: E402
 

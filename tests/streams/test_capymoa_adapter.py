@@ -2,6 +2,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from moeapps.errors import ArgumentError, MissingExtraError
 from moeapps.streams import HoeffdingTree
@@ -71,7 +72,6 @@ def test_classes_are_numbered_by_the_schema(capymoa):
 def test_batches_are_learned_row_by_row(capymoa):
     from capymoa.evaluation import prequential_evaluation
 
-    torch = pytest.importorskip("torch")
     stream = capymoa.SEA()
     learner = to_capymoa(HoeffdingTree(), stream.get_schema(), batch=True)
     results = prequential_evaluation(stream, learner, max_instances=1100, batch_size=200)
@@ -84,7 +84,6 @@ def test_batches_are_learned_row_by_row(capymoa):
 
 
 def test_every_model_gets_the_seed(capymoa):
-    pytest.importorskip("torch")
     from moeapps.streams import TAME
 
     learner = to_capymoa(TAME(), capymoa.SEA().get_schema(), random_seed=7)

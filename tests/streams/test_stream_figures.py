@@ -1,8 +1,6 @@
 import numpy as np
 import pytest
 
-pytest.importorskip("matplotlib")
-
 from moeapps.streams.figures import (
     MAX_POINTS,
     expert_usage,

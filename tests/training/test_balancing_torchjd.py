@@ -6,8 +6,8 @@ import torch
 
 from moeapps.training.balancing import create_balancing
 
-aggregation = pytest.importorskip("torchjd.aggregation")
-scalarization = pytest.importorskip("torchjd.scalarization")
+aggregation = pytest.importorskip("torchjd.aggregation", reason="needs pip install torchjd")
+scalarization = pytest.importorskip("torchjd.scalarization", reason="needs pip install torchjd")
 
 
 def jacobian(seed, tasks, width=12):
@@ -44,7 +44,7 @@ def test_mgda_is_as_short_as_many_frank_wolfe_steps(seed):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("c", [0.3, 0.8])
 def test_cagrad(seed, c):
-    pytest.importorskip("cvxpy")
+    pytest.importorskip("cvxpy", reason="needs pip install cvxpy")
     g = jacobian(seed, 4)
     theirs = aggregation.CAGrad(c=c)(g)
     torch.testing.assert_close(ours("cagrad", g, c=c, rescale=False), theirs, rtol=1e-3, atol=1e-4)
@@ -53,7 +53,7 @@ def test_cagrad(seed, c):
 @pytest.mark.filterwarnings("ignore:You are solving")
 @pytest.mark.parametrize("seed", range(5))
 def test_nash_has_the_direction_of_their_convex_programs(seed):
-    pytest.importorskip("ecos")
+    pytest.importorskip("ecos", reason="needs pip install ecos")
     g = jacobian(seed, 3).float()
     theirs = aggregation.NashMTL(n_tasks=3, max_norm=1.0, optim_niter=200)(g)
     mine = ours("nash", g)

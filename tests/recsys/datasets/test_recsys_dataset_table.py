@@ -14,7 +14,7 @@ from moeapps.recsys.datamodules import RankingData
 from moeapps.recsys.datasets import DATASETS, card, list_datasets, load, make_fixture
 from moeapps.recsys.schema import FeatureSchema
 
-pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow", reason='needs pip install "moeapps[recsys]"')
 
 WITH_FILES = [name for name in list_datasets() if card(name).files]
 

@@ -10,7 +10,7 @@ from moeapps.recsys.datasets.census_income import CATEGORICAL, COLUMNS, DENSE, P
 from moeapps.recsys.encoders import Encoder
 from moeapps.recsys.vocabularies import MISSING
 
-pytest.importorskip("pyarrow")
+pytest.importorskip("pyarrow", reason='needs pip install "moeapps[recsys]"')
 
 
 def edit(root, name, index, change):
