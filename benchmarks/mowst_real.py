@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 import warnings
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 from moeapps.graphs import MowstClassifier, NodeClassifier, NodeData
 from moeapps.graphs.fitting import fit
 from moeapps.graphs.turn_module import TurnModule
+from runs import Runs
 
 DATASETS = ("cora", "citeseer", "minesweeper", "tolokers", "actor")
 MODELS = ("gcn", "graphsage", "gin", "gat", "h2gcn", "gin_skip")
@@ -47,24 +49,11 @@ def build(model: str, variant: str, setting: dict[str, float]) -> TurnModule:
     return MowstClassifier(model, joint=variant == "mowst*", lr_pretrain=setting["lr"], **setting)
 
 
-class Runs:
-    """The runs that are done, one line each, and the way to do more."""
+class GraphRuns(Runs):
+    """The runs that are done, and the way to do more."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # the line a kill cut short
-                self.rows[self.key(row)] = row
-
-    @staticmethod
-    def key(row: dict[str, Any]) -> tuple[Any, ...]:
-        """What makes a run the same run."""
-        return tuple(row[name] for name in ("dataset", "model", "variant", "trial", "seed"))
+        super().__init__(path, itemgetter("dataset", "model", "variant", "trial", "seed"))
 
     def get(
         self, dataset: str, model: str, variant: str, *, trial: int, seed: int
@@ -92,18 +81,16 @@ class Runs:
             "epochs": module.schedule.total_epochs,
             "cpu_seconds": time.process_time() - start,
         }
-        self.rows[self.key(row)] = row
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(
-            f"{time.strftime('%H:%M:%S')} {dataset} {variant} {model} trial {trial} seed {seed}: "
+        return self.add(
+            row,
+            f"{dataset} {variant} {model} trial {trial} seed {seed}: "
             f"test {100 * row['test']:.1f} ({row['epochs']} epochs, {row['cpu_seconds']:.0f} s)",
-            flush=True,
         )
-        return row
 
 
-def entry(runs: Runs, dataset: str, model: str, variant: str, *, trials: int, seeds: int) -> Any:
+def entry(
+    runs: GraphRuns, dataset: str, model: str, variant: str, *, trials: int, seeds: int
+) -> Any:
     """One line of the table: tune on the first split, then all splits."""
     tried = [runs.get(dataset, model, variant, trial=trial, seed=0) for trial in range(trials)]
     best = max(range(trials), key=lambda trial: tried[trial]["val"])
@@ -231,7 +218,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    runs = Runs(arguments.out / "mowst_real.jsonl")
+    runs = GraphRuns(arguments.out / "mowst_real.jsonl")
     budget = {"trials": arguments.trials, "seeds": arguments.seeds}
     for dataset in arguments.datasets:
         entry(runs, dataset, "mlp", "alone", **budget)
@@ -245,7 +232,7 @@ def main() -> None:
     print(text)
 
 
-def tabulate(runs: Runs, *, trials: int, seeds: int) -> list[dict[str, Any]]:
+def tabulate(runs: GraphRuns, *, trials: int, seeds: int) -> list[dict[str, Any]]:
     """All rows of the table that are complete, also those of earlier invocations."""
     done = {key[:3] for key in runs.rows}
     entries = []

@@ -13,7 +13,6 @@ there is not repeated, so an interrupted benchmark continues. Test rows choose n
 """
 
 import argparse
-import json
 import logging
 import time
 import warnings
@@ -21,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice, product
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from moeapps.recsys.diagnostics import diagnose
 from moeapps.recsys.findings import findings
 from moeapps.recsys.scoring import Collector, task_metrics
 from moeapps.registry import create_model
+from runs import Runs
 
 RESULTS = Path(__file__).parent / "results"
 DIAGNOSED_BATCHES = 8
@@ -304,26 +305,16 @@ def inside(module: MultiTaskRanker, data: RankingData) -> dict[str, Any]:
     }
 
 
-class Runs:
-    """The runs that are done, one line each, and the way to do more."""
+class RankingRuns(Runs):
+    """The runs of a suite that are done, and the way to do more."""
 
     def __init__(self, suite: str, folder: Path, *, quick: bool = False) -> None:
         self.suite, self.quick = SUITES[suite], quick
-        self.path = folder / f"recsys_{suite}{'_quick' if quick else ''}.jsonl"
-        self.rows: dict[tuple[Any, ...], dict[str, Any]] = {}
         self.data = lru_cache(maxsize=1)(self._data)
-        if self.path.exists():
-            for line in self.path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # the line a kill cut short
-                self.rows[self.key(row)] = row
-
-    @staticmethod
-    def key(row: dict[str, Any]) -> tuple[Any, ...]:
-        """What makes a run the same run."""
-        return tuple(row[name] for name in ("setting", "model", "lr", "seed"))
+        super().__init__(
+            folder / f"recsys_{suite}{'_quick' if quick else ''}.jsonl",
+            itemgetter("setting", "model", "lr", "seed"),
+        )
 
     def _data(self, setting: str, seed: int) -> RankingData:
         data = self.suite.load(setting, seed, self.quick)
@@ -358,16 +349,12 @@ class Runs:
             **inside(module, data),
         }
         row = rounded(row)
-        self.rows[self.key(row)] = row
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
         score = row["test"].get("auc_mean", {k: v for k, v in row["test"].items() if "mse" in k})
-        print(
-            f"{time.strftime('%H:%M:%S')} {setting} {model} lr {lr} seed {seed}: {score} "
+        return self.add(
+            row,
+            f"{setting} {model} lr {lr} seed {seed}: {score} "
             f"({steps} steps, {row['cpu_seconds']} s)",
-            flush=True,
         )
-        return row
 
     def chosen(self, setting: str, model: str) -> float | None:
         """The learning rate that validation chooses; None while not all have run on seed 0."""
@@ -432,7 +419,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
-    runs = Runs(options.suite, options.output, quick=options.quick)
+    runs = RankingRuns(options.suite, options.output, quick=options.quick)
     settings = options.settings or list(runs.suite.settings)
     models = options.models or list(runs.suite.entries)
     end = time.monotonic() + 60 * options.minutes

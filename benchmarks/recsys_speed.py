@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from recsys_sides import MODELS, SIZES, Timed, epoch, grouped_auc, home, loader, serve, step, tables
 
 RESULTS = Path(__file__).parent / "results"

@@ -22,6 +22,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ import numpy as np
 from moeapps import streams
 from moeapps.errors import DataNotFoundError
 from moeapps.streams.datasets.stream import Stream
+from runs import Runs
 
 GENERATED = ("led_a", "led_g", "sea_a", "sea_g", "rbf_m", "rbf_f")
 REAL = ("electricity", "weather")
@@ -153,24 +155,11 @@ def load(name: str, limit: int, seed: int) -> Stream | None:
         return None
 
 
-class Runs:
-    """The runs that are done, one line each, and the way to do more."""
+class StreamRuns(Runs):
+    """The runs that are done, and the way to do more."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        self.rows: dict[tuple[Any, ...], dict[str, Any]] = {}
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # the line a kill cut short
-                self.rows[self.key(row)] = row
-
-    @staticmethod
-    def key(row: dict[str, Any]) -> tuple[Any, ...]:
-        """What makes a run the same run."""
-        return tuple(row[name] for name in ("stream", "model", "limit", "seed"))
+        super().__init__(path, itemgetter("stream", "model", "limit", "seed"))
 
     def do(self, run: Run, stream: str, model: str, *, limit: int, seed: int) -> None:
         """Do a run, unless it is done."""
@@ -189,13 +178,10 @@ class Runs:
             "cpu_seconds": seconds,
             "rate": len(data) / seconds,
         }
-        self.rows[self.key(row)] = row
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        print(
-            f"{time.strftime('%H:%M:%S')} {stream:12} seed {seed} {model:30}"
-            f"{100 * row['accuracy']:7.2f} % {row['rate']:12,.0f} /s",
-            flush=True,
+        self.add(
+            row,
+            f"{stream:12} seed {seed} {model:30}{100 * row['accuracy']:7.2f} % "
+            f"{row['rate']:12,.0f} /s",
         )
 
     def table(self, limits: tuple[int, int]) -> dict[str, dict[str, dict[str, float]]]:
@@ -270,10 +256,13 @@ def render(table: dict[str, dict[str, dict[str, float]]], *, limits: tuple[int, 
     ]  # fmt: skip
     if reference:
         text += lines(f"Rate divided by that of {REFERENCE} (mean: geometric)", fast, ratio)
-    options = f"--limit {limits[0]} --slow-limit {limits[1]} --seeds {min(seeds)}"
-    return "\n".join(
-        [*text, f"Command: `MOEAPPS_DATA=DIR python benchmarks/streams.py {options}`", ""]
-    )
+    command = f"python benchmarks/streams.py --limit {limits[0]} --slow-limit {limits[1]}"
+    command += f" --seeds {min(seeds)}"
+    if set(names) != set(STREAMS):
+        command += f" --streams {' '.join(names)}"
+    if len(table) <= 4:  # else the models that are installed
+        command += " --models " + " ".join(f'"{model}"' for model in table)
+    return "\n".join([*text, f"Command: `MOEAPPS_DATA=DIR {command}`", ""])
 
 
 def main() -> None:
@@ -288,7 +277,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    runs = Runs(arguments.out / "streams.jsonl")
+    runs = StreamRuns(arguments.out / "streams.jsonl")
     limits = arguments.limit, arguments.slow_limit
     for seed in range(arguments.seeds):
         for stream in arguments.streams:

@@ -47,7 +47,7 @@ def test_a_suite_writes_runs_once_and_a_table_of_what_is_missing(
 
 def test_equal_weights_are_those_of_the_reference_as_nearly_as_the_size_allows(script, tmp_path):
     recsys = script("recsys")
-    runs = recsys.Runs("short_video", tmp_path, quick=True)
+    runs = recsys.RankingRuns("short_video", tmp_path, quick=True)
     data, entries = runs.data("conflict", 0), runs.suite.entries
     budget = recsys.count_weights(entries["HoME"], 3, data)
     size = recsys.nearest_size(entries["MMoE"], budget, data)

@@ -14,7 +14,9 @@ RESULTS = SCRIPT.parent / "results"
 def script():
     spec = importlib.util.spec_from_file_location("streams_benchmark", SCRIPT)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))  # as for a script
+        spec.loader.exec_module(module)
     return module
 
 
