@@ -6,76 +6,45 @@
     make_fixture("ali-ccp", "some/folder")  # a small made-up copy in the published format
 """
 
-import fnmatch
-import importlib
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moeapps.data.card import DatasetCard
-from moeapps.errors import (
-    ArgumentError,
-    DataIntegrityError,
-    MissingExtraError,
-    UnknownNameError,
-)
+from moeapps.data.catalogue import Catalogue
+from moeapps.errors import ArgumentError, DataIntegrityError, UnknownNameError
 
 if TYPE_CHECKING:
     from moeapps.recsys.datasets.tables import Tables
 
 __all__ = ["DATASETS", "card", "list_datasets", "load", "make_fixture"]
 
-_HERE = "moeapps.recsys.datasets"
-
-# Name -> module with ``CARDS``, ``read`` and, where there are files, ``make_fixture``.
-DATASETS: dict[str, str] = {
-    "census-income": f"{_HERE}.census_income",
-    "census-income-sample": f"{_HERE}.census_income",
-    "adult": f"{_HERE}.adult",
-    "ali-ccp": f"{_HERE}.ali_ccp",
-    "aliexpress-nl": f"{_HERE}.aliexpress",
-    "aliexpress-es": f"{_HERE}.aliexpress",
-    "aliexpress-fr": f"{_HERE}.aliexpress",
-    "aliexpress-us": f"{_HERE}.aliexpress",
-    "kuairand-pure": f"{_HERE}.kuairand",
-    "kuairand-1k": f"{_HERE}.kuairand",
-    "kuairand-27k": f"{_HERE}.kuairand",
-    "kuairec": f"{_HERE}.kuairec",
-    "tenrec-qk-video": f"{_HERE}.tenrec",
-    "tenrec-qb-video": f"{_HERE}.tenrec",
-    "tenrec-ctr-1m": f"{_HERE}.tenrec",
-    "tiktok": f"{_HERE}.tiktok",
-    "movielens-1m": f"{_HERE}.movielens",
-    "movielens-100k": f"{_HERE}.movielens",
-    "short-video": f"{_HERE}.short_video",
-    "two-task-regression": f"{_HERE}.two_task_regression",
-}
-
-
-def list_datasets(pattern: str = "*") -> list[str]:
-    """Names that match a shell pattern, sorted.
-
-    Example:
-        >>> list_datasets("kuai*")
-        ['kuairand-1k', 'kuairand-27k', 'kuairand-pure', 'kuairec']
-    """
-    return sorted(name for name in DATASETS if fnmatch.fnmatch(name, pattern))
-
-
-def card(name: str) -> DatasetCard:
-    """What is known about a set: sizes, splits, licence, files, source.
-
-    Raises:
-        UnknownNameError: With the closest names.
-
-    Example:
-        >>> card("census-income").sizes["rows"]
-        299285
-    """
-    name = _canonical(name)
-    cards: dict[str, DatasetCard] = importlib.import_module(DATASETS[name]).CARDS
-    return cards[name]
+# The modules also have ``make_fixture``, where there are files, and ``SPLITS``, where several.
+DATASETS = Catalogue(
+    "moeapps.recsys.datasets",
+    {
+        "census-income": "census_income:read",
+        "census-income-sample": "census_income:read",
+        "adult": "adult:read",
+        "ali-ccp": "ali_ccp:read",
+        "aliexpress-nl": "aliexpress:read",
+        "aliexpress-es": "aliexpress:read",
+        "aliexpress-fr": "aliexpress:read",
+        "aliexpress-us": "aliexpress:read",
+        "kuairand-pure": "kuairand:read",
+        "kuairand-1k": "kuairand:read",
+        "kuairand-27k": "kuairand:read",
+        "kuairec": "kuairec:read",
+        "tenrec-qk-video": "tenrec:read",
+        "tenrec-qb-video": "tenrec:read",
+        "tenrec-ctr-1m": "tenrec:read",
+        "tiktok": "tiktok:read",
+        "movielens-1m": "movielens:read",
+        "movielens-100k": "movielens:read",
+        "short-video": "short_video:read",
+        "two-task-regression": "two_task_regression:read",
+    },
+)
+list_datasets = DATASETS.names
+card = DATASETS.card
 
 
 def load(
@@ -111,31 +80,17 @@ def load(
         (9, 1000, 500)
     """
     known = card(name)
-    module = importlib.import_module(DATASETS[known.name])
-    read: Callable[..., Tables] = module.read
-    parameters = inspect.signature(read).parameters
-    if unknown := sorted(set(args) - set(parameters)):
-        takes = [name for name in parameters if name not in ("card", "root", "split", "download")]
-        raise ArgumentError(
-            f"{known.name} does not take {', '.join(unknown)}. "
-            f"It takes {', '.join(takes) or 'no further arguments'}."
-        )
-    splits: tuple[str, ...] = getattr(module, "SPLITS", ())
+    splits: tuple[str, ...] = getattr(DATASETS.module(known.name), "SPLITS", ())
     if split is not None and split not in splits:
         raise ArgumentError(
             f"{known.name} has no split {split!r}. "
             + (f"Choose {' or '.join(splits)}." if splits else "It has one: leave split out.")
         )
-    if splits:
-        args["split"] = split or splits[0]
+    given: dict[str, Any] = {"split": split or splits[0]} if splits else {}
     if not known.synthetic:
-        args |= {"root": root, "download": download}
+        given |= {"root": root, "download": download}
     try:
-        return read(known, **args)
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] == "pyarrow":
-            raise MissingExtraError("recsys", "pyarrow") from error
-        raise
+        return DATASETS.read(known, given, args)
     except (DataIntegrityError, UnknownNameError) as error:
         if not known.files:
             raise
@@ -159,19 +114,11 @@ def make_fixture(name: str, root: str | Path, rows: int = 400, seed: int = 0) ->
         ArgumentError: The set has no files, or there are less than 40 rows.
     """
     known = card(name)
-    module = importlib.import_module(DATASETS[known.name])
     if not known.files:
         raise ArgumentError(f"{known.name} has no files: it is made from a seed. Load it by name.")
     if rows < 40:
         raise ArgumentError(f"rows={rows} is too small for three splits. Choose 40 or more.")
     for file in known.files:
         (Path(root) / file.path).parent.mkdir(parents=True, exist_ok=True)
-    module.make_fixture(known, Path(root), rows, seed)
+    DATASETS.module(known.name).make_fixture(known, Path(root), rows, seed)
     return (Path(root) / known.files[0].path).parent
-
-
-def _canonical(name: str) -> str:
-    canonical = str(name).lower().replace("_", "-")
-    if canonical not in DATASETS:
-        raise UnknownNameError("data set", name, DATASETS, hint="See: moeapps data list")
-    return canonical

@@ -1,4 +1,3 @@
-import importlib
 import inspect
 import socket
 import sys
@@ -30,8 +29,7 @@ def test_card_is_complete(name):
 
 @pytest.mark.parametrize("name", list_datasets())
 def test_reader_follows_the_protocol(name):
-    module, _, attribute = DATASETS[name].partition(":")
-    read = getattr(importlib.import_module(module), attribute)
+    read = getattr(DATASETS.module(name), DATASETS[name].partition(":")[2])
     parameters = list(inspect.signature(read).parameters.values())
     assert [p.name for p in parameters[:4]] == ["card", "root", "split", "download"]
     assert all(p.kind is p.KEYWORD_ONLY or p.kind is p.VAR_KEYWORD for p in parameters[1:])

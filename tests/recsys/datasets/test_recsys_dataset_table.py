@@ -1,4 +1,3 @@
-import importlib
 import inspect
 import re
 import socket
@@ -37,7 +36,7 @@ def test_card_is_complete(name):
 
 @pytest.mark.parametrize("name", list_datasets())
 def test_reader_follows_the_protocol(name):
-    module = importlib.import_module(DATASETS[name])
+    module = DATASETS.module(name)
     parameters = list(inspect.signature(module.read).parameters.values())
     assert parameters[0].name == "card"
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters[1:])
