@@ -1,10 +1,10 @@
 """Agrawal: would a bank grant the loan? Ten published rules over nine facts on a person."""
 
 import numpy as np
-from numba import njit
 
 from moeapps.data.card import DatasetCard
 from moeapps.errors import ArgumentError
+from moeapps.streams.compiling import kernel
 from moeapps.streams.datasets.drift import CONCEPT, concept_at, schedule, stream_key
 from moeapps.streams.datasets.generated import LENGTH, generated
 from moeapps.streams.datasets.stream import Stream
@@ -69,7 +69,7 @@ def load(
     )  # fmt: skip
 
 
-@njit(cache=True)
+@kernel
 def rule(function: int, x: np.ndarray) -> bool:
     """Whether a row belongs to class 1 under rule 1..10 of the paper."""
     salary, age, elevel, loan = x[_SALARY], x[_AGE], x[_ELEVEL], x[_LOAN]
@@ -112,7 +112,7 @@ def rule(function: int, x: np.ndarray) -> bool:
     return disposable <= 1
 
 
-@njit(cache=True)
+@kernel
 def _draw(key: int, t: int, x: np.ndarray) -> None:
     """The nine facts of person ``t``; nominal ones as codes, the car's from 0."""
     x[_SALARY] = 20_000 + 130_000 * uniform(key, _FIRST + _SALARY, t)
@@ -127,12 +127,12 @@ def _draw(key: int, t: int, x: np.ndarray) -> None:
     x[_LOAN] = 500_000 * uniform(key, _FIRST + _LOAN, t)
 
 
-@njit(cache=True)
+@kernel
 def _moved(value: float, low: float, high: float, share: float, draw: float) -> float:
     return min(max(value + (high - low) * share * (2 * draw - 1), low), high)
 
 
-@njit(cache=True)
+@kernel
 def _perturb(key: int, t: int, x: np.ndarray, share: float) -> None:
     house = (9 - x[_ZIPCODE]) * 100_000
     for j, low, high in (
@@ -150,7 +150,7 @@ def _perturb(key: int, t: int, x: np.ndarray, share: float) -> None:
     x[_HYEARS] = np.round(x[_HYEARS])
 
 
-@njit(cache=True)
+@kernel
 def _fill(
     key: int,
     start: int,

@@ -5,7 +5,8 @@ from pathlib import Path
 from moeapps.data.card import DataArchive, DataFile, DatasetCard
 from moeapps.data.locate import locate
 from moeapps.streams.datasets.arff import read_arff
-from moeapps.streams.datasets.recorded import PREQUENTIAL, coded, recorded
+from moeapps.streams.datasets.cards import stream_card
+from moeapps.streams.datasets.recorded import coded, recorded
 from moeapps.streams.datasets.stream import Stream
 
 _REPOSITORY = "https://github.com/hmgomes/AdaptiveRandomForest"
@@ -14,15 +15,12 @@ _REPOSITORY = "https://github.com/hmgomes/AdaptiveRandomForest"
 def _card(
     name: str, title: str, file: str, instances: int, features: int, citation: str, notes: str
 ) -> DatasetCard:
-    return DatasetCard(
+    return stream_card(
         name=name,
         title=title,
-        domain="streams",
-        task="stream classification",
-        metric="accuracy",
-        sizes={"instances": instances, "features": features},
+        instances=instances,
+        features=features,
         classes=2,
-        splits=PREQUENTIAL,
         licence="none stated",
         source="AdaptiveRandomForest on GitHub",
         url=_REPOSITORY,

@@ -5,22 +5,20 @@ from pathlib import Path
 import numpy as np
 
 from moeapps.data.card import DatasetCard
-from moeapps.streams.datasets.recorded import PREQUENTIAL, recorded
+from moeapps.streams.datasets.cards import stream_card
+from moeapps.streams.datasets.recorded import recorded
 from moeapps.streams.datasets.stream import Stream
 
 
 def _card(
     name: str, title: str, instances: int, features: int, classes: int, citation: str, notes: str
 ) -> DatasetCard:
-    return DatasetCard(
+    return stream_card(
         name=name,
         title=title,
-        domain="streams",
-        task="stream classification",
-        metric="accuracy",
-        sizes={"instances": instances, "features": features},
+        instances=instances,
+        features=features,
         classes=classes,
-        splits=PREQUENTIAL,
         licence="comes with river (BSD-3)",
         source="river, datasets",
         url="https://riverml.xyz/latest/api/overview/#datasets",

@@ -7,7 +7,8 @@ import numpy as np
 from moeapps.data.card import DataFile, DatasetCard
 from moeapps.data.integrity import reading
 from moeapps.data.locate import locate
-from moeapps.streams.datasets.recorded import PREQUENTIAL, recorded
+from moeapps.streams.datasets.cards import stream_card
+from moeapps.streams.datasets.recorded import recorded
 from moeapps.streams.datasets.stream import Stream
 
 _NUMERIC = (
@@ -21,15 +22,12 @@ _BINARY = (
 )
 
 CARDS = {
-    "covertype": DatasetCard(
+    "covertype": stream_card(
         name="covertype",
         title="CoverType",
-        domain="streams",
-        task="stream classification",
-        metric="accuracy",
-        sizes={"instances": 581_012, "features": 54},
+        instances=581_012,
+        features=54,
         classes=7,
-        splits=PREQUENTIAL,
         licence="CC BY 4.0",
         source="UCI Machine Learning Repository",
         url="https://archive.ics.uci.edu/dataset/31/covertype",

@@ -1,13 +1,14 @@
 """Electricity and NOAA weather, from CSV files with a header and the label last."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from moeapps.data.card import DataArchive, DataFile, DatasetCard
 from moeapps.data.integrity import reading
 from moeapps.data.locate import locate
-from moeapps.streams.datasets.recorded import PREQUENTIAL, coded, recorded
+from moeapps.streams.datasets.cards import stream_card
+from moeapps.streams.datasets.recorded import coded, recorded
 from moeapps.streams.datasets.stream import Stream
 
 # Computed from the files of scikit-multiflow/streaming-datasets at this commit.
@@ -27,22 +28,20 @@ _AUTOCORRELATED = (
 def _card(
     name: str,
     title: str,
-    sizes: Mapping[str, int],
+    instances: int,
+    features: int,
     citation: str,
     source: tuple[str, str],
     file: DataFile,
     notes: str,
     archives: tuple[DataArchive, ...] = (),
 ) -> DatasetCard:
-    return DatasetCard(
+    return stream_card(
         name=name,
         title=title,
-        domain="streams",
-        task="stream classification",
-        metric="accuracy",
-        sizes=sizes,
+        instances=instances,
+        features=features,
         classes=2,
-        splits=PREQUENTIAL,
         licence="none stated",
         source=source[0],
         url=source[1],
@@ -61,12 +60,12 @@ CARDS = {
     card.name: card
     for card in (
         _card(
-            "electricity", "Electricity", {"instances": 45_312, "features": 6}, _HARRIES, _DATASETS,
+            "electricity", "Electricity", 45_312, 6, _HARRIES, _DATASETS,
             DataFile("streams/elec.csv", _ELEC, 3_200_586, (f"{_MULTIFLOW}elec.csv",)),
             f"Without date and day. {_AUTOCORRELATED}",
         ),
         _card(
-            "electricity_8", "Electricity with date and day", {"instances": 45_312, "features": 8},
+            "electricity_8", "Electricity with date and day", 45_312, 8,
             _HARRIES,
             ("river's documentation", "https://riverml.xyz/latest/api/datasets/Elec2/"),
             DataFile("streams/electricity.csv"),
@@ -80,7 +79,7 @@ CARDS = {
             ),
         ),
         _card(
-            "weather", "NOAA weather", {"instances": 18_159, "features": 8},
+            "weather", "NOAA weather", 18_159, 8,
             "Elwell and Polikar, Incremental learning of concept drift in nonstationary "
             "environments, IEEE TNN 2011",
             _DATASETS,

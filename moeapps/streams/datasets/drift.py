@@ -8,9 +8,9 @@ import hashlib
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from moeapps.errors import ArgumentError, UnknownNameError
+from moeapps.streams.compiling import kernel
 from moeapps.streams.datasets.generated import LENGTH
 
 KINDS = ("none", "abrupt", "gradual")
@@ -68,7 +68,7 @@ def schedule(kind: str, *, length: int = LENGTH, changes: int = 3) -> Schedule:
     return Schedule(steps * (length / (changes + 1)) - width / 2, width)
 
 
-@njit(cache=True)
+@kernel
 def concept_at(t: int, draw: float, positions: np.ndarray, width: float) -> int:
     """Index of the concept that instance ``t`` follows, given its uniform draw."""
     concept = 0

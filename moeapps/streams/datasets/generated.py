@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moeapps.data.card import DatasetCard
+from moeapps.streams.datasets.cards import stream_card
 from moeapps.streams.datasets.stream import Rows, Stream
 
 if TYPE_CHECKING:
@@ -20,15 +21,12 @@ Fill = Callable[[int, np.ndarray, np.ndarray], None]
 def _card(
     name: str, title: str, features: int, classes: int, citation: str, notes: str
 ) -> DatasetCard:
-    return DatasetCard(
+    return stream_card(
         name=name,
         title=title,
-        domain="streams",
-        task="stream classification",
-        metric="accuracy",
-        sizes={"instances": LENGTH, "features": features},
+        instances=LENGTH,
+        features=features,
         classes=classes,
-        splits="none: test, then train on every instance",
         licence="made from a seed",
         source="MOA (the published generators)",
         url="https://moa.cms.waikato.ac.nz/",

@@ -5,7 +5,8 @@ from pathlib import Path
 from moeapps.data.card import DataFile, DatasetCard
 from moeapps.data.integrity import reading
 from moeapps.data.locate import locate
-from moeapps.streams.datasets.recorded import PREQUENTIAL, coded, recorded
+from moeapps.streams.datasets.cards import stream_card
+from moeapps.streams.datasets.recorded import coded, recorded
 from moeapps.streams.datasets.stream import Stream
 
 # Variant -> instances, key of river's copy, and the changes of Souza et al.'s table 2.
@@ -32,15 +33,12 @@ _DRIVE = "https://drive.google.com/uc?export=download&id={}&confirm=t"
 
 def _card(variant: str) -> DatasetCard:
     instances, key, _ = _VARIANTS[variant]
-    return DatasetCard(
+    return stream_card(
         name=f"insects_{variant}",
         title=f"Insects, {variant.replace('_', ' ')}",
-        domain="streams",
-        task="stream classification",
-        metric="accuracy",
-        sizes={"instances": instances, "features": 33},
+        instances=instances,
+        features=33,
         classes=6,
-        splits=PREQUENTIAL,
         licence="CC BY 4.0 [check]",
         source="USP data stream repository (the address is of river's copy)",
         url="https://sites.google.com/view/uspdsrepository",

@@ -1,9 +1,9 @@
 """LED: read a digit from seven noisy segments among seventeen random bits."""
 
 import numpy as np
-from numba import njit
 
 from moeapps.data.card import DatasetCard
+from moeapps.streams.compiling import kernel
 from moeapps.streams.datasets.drift import CONCEPT, concept_at, schedule, stream_key
 from moeapps.streams.datasets.generated import LENGTH, generated
 from moeapps.streams.datasets.stream import Stream
@@ -67,7 +67,7 @@ def _place(key: int) -> np.ndarray:
     return np.array([r, o])
 
 
-@njit(cache=True)
+@kernel
 def _fill(
     key: int,
     start: int,

@@ -9,7 +9,8 @@ from moeapps.data.card import DatasetCard
 from moeapps.data.integrity import reading
 from moeapps.errors import ArgumentError, DataNotFoundError, UnknownNameError
 from moeapps.lazy import needs_extra
-from moeapps.streams.datasets.recorded import PREQUENTIAL, coded, from_arrays
+from moeapps.streams.datasets.cards import stream_card
+from moeapps.streams.datasets.recorded import coded, from_arrays
 from moeapps.streams.datasets.stream import Stream
 
 if TYPE_CHECKING:
@@ -85,15 +86,12 @@ def _known(column: "pd.Series", path: Path) -> list[str]:
 
 
 def _card(path: Path, frame: "pd.DataFrame", classes: int) -> DatasetCard:
-    return DatasetCard(
+    return stream_card(
         name=path.name.partition(".")[0],
         title=path.name,
-        domain="streams",
-        task="stream classification",
-        metric="accuracy",
-        sizes={"instances": len(frame), "features": len(frame.columns)},
+        instances=len(frame),
+        features=len(frame.columns),
         classes=classes,
-        splits=PREQUENTIAL,
         licence="yours",
         source=str(path),
         url=path.absolute().as_uri(),

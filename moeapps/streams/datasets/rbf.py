@@ -1,10 +1,10 @@
 """RBF: clouds around centroids that wander through the unit cube."""
 
 import numpy as np
-from numba import njit
 
 from moeapps.data.card import DatasetCard
 from moeapps.errors import ArgumentError
+from moeapps.streams.compiling import kernel
 from moeapps.streams.datasets.drift import schedule, stream_key
 from moeapps.streams.datasets.generated import LENGTH, generated
 from moeapps.streams.datasets.stream import Stream
@@ -89,7 +89,7 @@ def _centroids(key: int, d: int, count: int, num_classes: int) -> tuple[np.ndarr
     return centres, ways, draws(1), classes, steps / steps[-1]
 
 
-@njit(cache=True)
+@kernel
 def _fill(
     key: int,
     start: int,

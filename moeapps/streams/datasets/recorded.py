@@ -12,8 +12,6 @@ from moeapps.streams.datasets.stream import Rows, Stream
 if TYPE_CHECKING:
     import pandas as pd
 
-PREQUENTIAL = "none: test, then train on every instance"
-
 
 def recorded(
     card: DatasetCard,

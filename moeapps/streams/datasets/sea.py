@@ -1,9 +1,9 @@
 """SEA: is the sum of two numbers above a threshold that moves?"""
 
 import numpy as np
-from numba import njit
 
 from moeapps.data.card import DatasetCard
+from moeapps.streams.compiling import kernel
 from moeapps.streams.datasets.drift import CONCEPT, concept_at, schedule, stream_key
 from moeapps.streams.datasets.generated import LENGTH, generated
 from moeapps.streams.datasets.stream import Stream
@@ -46,7 +46,7 @@ def load(
     )  # fmt: skip
 
 
-@njit(cache=True)
+@kernel
 def _fill(
     key: int,
     start: int,
