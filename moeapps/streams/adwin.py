@@ -7,9 +7,9 @@ old part and of the rest differ by more than chance allows.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from moeapps.errors import ArgumentError
+from moeapps.streams.compiling import kernel
 
 MAX_BUCKETS = 5  # per row; one more and the two oldest merge into the next row
 MIN_PART = 5  # values on either side of a cut
@@ -85,27 +85,27 @@ def new_detectors(n: int, delta: float | np.ndarray) -> Detectors:
     return detectors
 
 
-@njit(cache=True)
+@kernel
 def width(detectors: Detectors, i: int) -> float:
     """Number of values in the window of detector ``i``."""
     return detectors.summary[i, WIDTH]
 
 
-@njit(cache=True)
+@kernel
 def mean(detectors: Detectors, i: int) -> float:
     """Mean of the window of detector ``i``; 0 if it is empty."""
     summary = detectors.summary[i]
     return summary[TOTAL] / summary[WIDTH] if summary[WIDTH] > 0 else 0.0
 
 
-@njit(cache=True)
+@kernel
 def reset(detectors: Detectors, i: int) -> None:
     """Forget everything detector ``i`` has seen."""
     detectors.filled[i] = 0
     detectors.summary[i, :DELTA] = 0.0
 
 
-@njit(cache=True)
+@kernel
 def update(detectors: Detectors, i: int, value: float) -> bool:
     """Show detector ``i`` one value; True if its mean has risen beyond chance."""
     summary = detectors.summary[i]
@@ -121,7 +121,7 @@ def update(detectors: Detectors, i: int, value: float) -> bool:
     return shrunk and mean(detectors, i) > before
 
 
-@njit(cache=True)
+@kernel
 def _insert(detectors: Detectors, i: int, value: float) -> None:
     buckets, filled, summary = detectors.buckets[i], detectors.filled[i], detectors.summary[i]
     old_width = summary[WIDTH]
@@ -151,7 +151,7 @@ def _insert(detectors: Detectors, i: int, value: float) -> None:
         size *= 2
 
 
-@njit(cache=True)
+@kernel
 def _has_cut(detectors: Detectors, i: int) -> bool:
     buckets, filled, summary = detectors.buckets[i], detectors.filled[i], detectors.summary[i]
     window = summary[WIDTH]
@@ -177,7 +177,7 @@ def _has_cut(detectors: Detectors, i: int) -> bool:
     return False
 
 
-@njit(cache=True)
+@kernel
 def _drop_oldest(detectors: Detectors, i: int) -> None:
     buckets, filled, summary = detectors.buckets[i], detectors.filled[i], detectors.summary[i]
     row = int(summary[ROWS]) - 1

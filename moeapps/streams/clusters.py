@@ -3,9 +3,9 @@
 from typing import Any, Self
 
 import numpy as np
-from numba import njit
 
 from moeapps.errors import UnknownNameError
+from moeapps.streams.compiling import kernel
 
 KINDS = ("kmeans", "gmm")
 # Principal components of less variance are rounding.
@@ -121,8 +121,16 @@ def _model(kind: str, k: int, seed: int) -> Any:
     return GaussianMixture(k, covariance_type="full", random_state=seed)
 
 
-@njit(cache=True)
-def _assign(rows, centre, whitening, means, roots, offsets, clusters):  # type: ignore[no-untyped-def]
+@kernel
+def _assign(
+    rows: np.ndarray,
+    centre: np.ndarray,
+    whitening: np.ndarray,
+    means: np.ndarray,
+    roots: np.ndarray,
+    offsets: np.ndarray,
+    clusters: np.ndarray,
+) -> None:
     """Row by row, so that a row's cluster depends on nothing but the row."""
     width = whitening.shape[1]
     white = np.empty(width)

@@ -5,12 +5,13 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
-from numba import njit
 from river.base import Classifier
 
 from moeapps.errors import ArgumentError, MissingExtraError, UnknownNameError
+from moeapps.streams import saving
 from moeapps.streams.classifier import StreamClassifier
 from moeapps.streams.columns import Columns
+from moeapps.streams.compiling import kernel
 from moeapps.streams.expert_pool import ExpertPool, RiverPool, TreePool
 from moeapps.streams.router import Router
 
@@ -298,16 +299,18 @@ class DriftMoE(StreamClassifier):
         return proba
 
     def _state(self) -> dict[str, Any]:
-        parts = {"router": self._router.state(), "experts": self._pool.state()}
-        state = {f"{part}_{k}": v for part, values in parts.items() for k, v in values.items()}
-        counts = {"usage": self._usage, "selected": self._selected}
-        return state | counts | {"seed": self._drawn_seed}
+        return {
+            **saving.joined(router=self._router.state(), experts=self._pool.state()),
+            "usage": self._usage,
+            "selected": self._selected,
+            "seed": self._drawn_seed,
+        }
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._drawn_seed = state["seed"]
         self._begin(self._columns, len(self._labels))
-        self._router.restore(part_of(state, "router_"))
-        self._pool.restore(part_of(state, "experts_"))
+        self._router.restore(saving.part(state, "router"))
+        self._pool.restore(saving.part(state, "experts"))
         self._usage, self._selected = state["usage"], state["selected"]
 
     def _statistics(self) -> dict[str, Any]:
@@ -368,13 +371,8 @@ def correctness(said: np.ndarray, y: np.ndarray, chances: np.ndarray) -> np.ndar
     return right
 
 
-def part_of(state: dict[str, Any], prefix: str) -> dict[str, Any]:
-    """The entries under a prefix, without it."""
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
-
-@njit(cache=True)
-def gated(logits, yes, proba):  # type: ignore[no-untyped-def]
+@kernel
+def gated(logits: np.ndarray, yes: np.ndarray, proba: np.ndarray) -> None:
     r"""Fill ``proba [N, K]`` with the normalised :math:`\sigma(z_i)\, q_i`."""
     for n in range(logits.shape[0]):
         total = 0.0
@@ -385,8 +383,8 @@ def gated(logits, yes, proba):  # type: ignore[no-untyped-def]
             proba[n, i] = proba[n, i] / total if total > 0 else 1 / logits.shape[1]
 
 
-@njit(cache=True)
-def softmax(logits, temperature, proba):  # type: ignore[no-untyped-def]
+@kernel
+def softmax(logits: np.ndarray, temperature: float, proba: np.ndarray) -> None:
     """Fill ``proba [N, K]``; row by row, so that a row's bits depend on nothing but the row."""
     for n in range(logits.shape[0]):
         best = logits[n].max()

@@ -9,11 +9,11 @@ from collections.abc import Hashable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
-from numba import njit
 from river.base import Classifier
 
 from moeapps.errors import ArgumentError
 from moeapps.streams.columns import Columns
+from moeapps.streams.compiling import kernel
 from moeapps.streams.forest import predict, predict_then_learn
 from moeapps.streams.forest_nodes import take_leaf
 from moeapps.streams.forest_state import (
@@ -268,10 +268,20 @@ def _with_trees(forest: Forest, num_trees: int) -> Forest:
     return forest
 
 
-@njit(cache=True)
-def _test_then_train(  # type: ignore[no-untyped-def]
-    forest, rows, labels, weights, train, one_vs_rest, by_expert, done, proba, answers, chances
-):
+@kernel
+def _test_then_train(
+    forest: Forest,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    weights: np.ndarray,
+    train: np.ndarray,
+    one_vs_rest: bool,
+    by_expert: bool,
+    done: int,
+    proba: np.ndarray,
+    answers: np.ndarray,
+    chances: np.ndarray,
+) -> int:
     """Steps ``done``, ``done + 1``...; the number of the step that found no room, or of all."""
     num_rows, num_experts = train.shape
     for step in range(done, train.size):
@@ -291,7 +301,7 @@ def _test_then_train(  # type: ignore[no-untyped-def]
     return train.size
 
 
-@njit(cache=True)
-def _proba(forest, rows, experts, proba):  # type: ignore[no-untyped-def]
+@kernel
+def _proba(forest: Forest, rows: np.ndarray, experts: np.ndarray, proba: np.ndarray) -> None:
     for n in range(rows.shape[0]):
         predict(forest, experts[n], rows[n], proba[n])

@@ -5,14 +5,15 @@ by instance. So nothing here keeps a state: a draw is a hash of the numbers that
 """
 
 import numpy as np
-from numba import njit
+
+from moeapps.streams.compiling import kernel
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST = np.uint64(0xBF58476D1CE4E5B9)
 _SECOND = np.uint64(0x94D049BB133111EB)
 
 
-@njit(cache=True)
+@kernel
 def mix(z: np.uint64) -> np.uint64:
     """The finaliser of splitmix64: a bijection of 64 bits in which every bit depends on all."""
     z = (z ^ (z >> np.uint64(30))) * _FIRST
@@ -20,7 +21,7 @@ def mix(z: np.uint64) -> np.uint64:
     return z ^ (z >> np.uint64(31))
 
 
-@njit(cache=True)
+@kernel
 def uniform(seed: int, stream: int, t: int) -> float:
     r"""Draw ``t`` of a stream of :math:`U[0, 1)`: splitmix64 started at a hash of seed and stream.
 
@@ -41,7 +42,7 @@ def uniform(seed: int, stream: int, t: int) -> float:
     return (mix(start + _GOLDEN * np.uint64(t + 1)) >> np.uint64(11)) * 2.0**-53
 
 
-@njit(cache=True)
+@kernel
 def poisson(rate: float, draw: float) -> int:
     r"""The Poisson(rate) count at a uniform ``draw``, by inversion of the distribution function.
 

@@ -4,13 +4,13 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from moeapps.errors import ArgumentError, UnknownNameError
-from moeapps.streams import adwin
+from moeapps.streams import adwin, saving
 from moeapps.streams.adwin import Detectors, new_detectors
 from moeapps.streams.classifier import StreamClassifier
 from moeapps.streams.columns import Columns
+from moeapps.streams.compiling import kernel
 from moeapps.streams.forest import (
     Forest,
     forest_arrays,
@@ -34,7 +34,7 @@ DECAY = 0.99  # per instance, of what counts as lately
 WARNING_RATIO = 5.0  # a warning may be this many times as likely to be false as a drift
 # Rows that one expert learns before the next one's turn: its tree stays in the processor's cache.
 CHUNK = 2048
-MAX_EVENTS = 10_000  # the latest ones are kept
+MAX_EVENTS = 10_000  # of the most careful expert; the latest ones are kept
 
 # Columns of `Bagging.state`.
 PLACE, CHALLENGED, USED, LEARNED, DRIFTS = range(5)
@@ -166,7 +166,7 @@ class RoutedBagging(StreamClassifier):
         self.seed = seed
         self._drawn_seed = 0 if seed is None else seed  # until the first instance
         self._time = 0  # instances with weight
-        self._events = np.empty((0, 3), np.int64)  # time, expert, kind
+        self._events = np.empty((0, 2), np.int64)  # of expert 0: time, kind
         self._bagging = self._new_bagging(0, [], 1)
 
     @classmethod
@@ -229,8 +229,8 @@ class RoutedBagging(StreamClassifier):
         k = len(self._bagging.state)
         votes, most = np.zeros((len(x), len(self._labels))), np.zeros((len(x), 2))
         times = self._time - 1 + np.cumsum(w > 0.0)
-        # Row 0 holds their number: per detector one each time it looks.
-        events = np.zeros((1 + 2 * k * (len(x) // adwin.CLOCK + 1), 3), np.int64)
+        # Row 0 holds their number: per detector of expert 0 one each time it looks.
+        events = np.zeros((1 + 2 * (len(x) // adwin.CLOCK + 1), 2), np.int64)
         expert, row = 0, 0
         while expert < k:
             expert, row = _learn_rows(
@@ -242,7 +242,6 @@ class RoutedBagging(StreamClassifier):
         self._time = int(times[-1]) + 1
         if events[0, 0]:
             new = events[1 : 1 + events[0, 0]]
-            new = new[np.argsort(new[:, 0], kind="stable")]
             self._events = np.concatenate([self._events, new])[-MAX_EVENTS:]
         taught = w > 0.0
         self._bagging.state[:, USED] += np.bincount(most[taught, 1].astype(int), minlength=k)
@@ -251,8 +250,7 @@ class RoutedBagging(StreamClassifier):
     def _state(self) -> dict[str, Any]:
         forest, detectors, state, records = self._bagging
         return {
-            **{f"forest_{name}": array for name, array in forest_arrays(forest).items()},
-            **{f"detectors_{name}": array for name, array in detectors._asdict().items()},
+            **saving.joined(forest=forest_arrays(forest), detectors=detectors._asdict()),
             "state": state,
             "records": records,
             "events": self._events,
@@ -261,12 +259,9 @@ class RoutedBagging(StreamClassifier):
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
-        def part(prefix: str) -> dict[str, np.ndarray]:
-            return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-
         self._bagging = Bagging(
-            forest_from_arrays(part("forest_")),
-            Detectors(**part("detectors_")),
+            forest_from_arrays(saving.part(state, "forest")),
+            Detectors(**saving.part(state, "detectors")),
             state["state"],
             state["records"],
         )
@@ -275,10 +270,10 @@ class RoutedBagging(StreamClassifier):
     def _statistics(self) -> dict[str, Any]:
         forest, _, state, _ = self._bagging
         trees = range(len(forest.trees))
-        first = self._events[self._events[:, 1] == 0]
+        times, kinds = self._events.T
         return {
-            "drifts": first[first[:, 2] == DRIFT, 0].tolist(),
-            "warnings": first[first[:, 2] == WARNING, 0].tolist(),
+            "drifts": times[kinds == DRIFT].tolist(),
+            "warnings": times[kinds == WARNING].tolist(),
             "resets": int(state[:, DRIFTS].sum()),
             "living": len(state) + int(state[:, CHALLENGED].sum()),
             "usage": state[:, USED].copy(),
@@ -288,13 +283,13 @@ class RoutedBagging(StreamClassifier):
         }
 
 
-@njit(cache=True)
+@kernel
 def _weight(records: np.ndarray, tree: int) -> float:
     """Say of a tree: a power of its share of right answers lately, 1/2 before the first."""
     return ((records[tree, RIGHT] + 1.0) / (records[tree, SEEN] + 2.0)) ** POWER
 
 
-@njit(cache=True)
+@kernel
 def _vote(records: np.ndarray, tree: int, proba: np.ndarray, votes: np.ndarray) -> float:
     weight = _weight(records, tree)
     for c in range(len(proba)):
@@ -302,7 +297,7 @@ def _vote(records: np.ndarray, tree: int, proba: np.ndarray, votes: np.ndarray) 
     return weight
 
 
-@njit(cache=True)
+@kernel
 def _turn(
     forest: Forest,
     records: np.ndarray,
@@ -324,7 +319,7 @@ def _turn(
     return say, wrong
 
 
-@njit(cache=True)
+@kernel
 def _predict_rows(bagging: Bagging, x: np.ndarray, votes: np.ndarray) -> None:
     """Add up the votes ``[N, C]``."""
     forest, _, state, records = bagging
@@ -338,7 +333,7 @@ def _predict_rows(bagging: Bagging, x: np.ndarray, votes: np.ndarray) -> None:
                     _vote(records, tree, proba, votes[t])
 
 
-@njit(cache=True)
+@kernel
 def _learn_rows(
     bagging: Bagging,
     x: np.ndarray,
@@ -395,7 +390,9 @@ def _learn_rows(
     return len(state), 0
 
 
-@njit(cache=True)
+@kernel
 def _note(events: np.ndarray, time: int, expert: int, kind: int) -> None:
-    events[0, 0] += 1
-    events[events[0, 0]] = time, expert, kind
+    """Keep what happened to expert 0, the most careful one; the quick ones see drifts often."""
+    if expert == 0:
+        events[0, 0] += 1
+        events[events[0, 0]] = time, kind

@@ -7,9 +7,9 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from moeapps.errors import ArgumentError
+from moeapps.streams.compiling import kernel
 from moeapps.streams.random_draws import uniform
 
 # Standardised inputs further out than this carry no more information than this.
@@ -333,7 +333,7 @@ def _xavier(rng: np.random.Generator, fan_in: int, fan_out: int) -> np.ndarray:
     return rng.uniform(-limit, limit, (fan_in, fan_out))
 
 
-@njit(cache=True)
+@kernel
 def top_k(logits: np.ndarray, k: int) -> np.ndarray:
     """Indices of the ``k`` largest of each row, best first; the lowest index wins a tie."""
     chosen = np.empty((logits.shape[0], k), np.int64)
@@ -352,8 +352,10 @@ def top_k(logits: np.ndarray, k: int) -> np.ndarray:
     return chosen
 
 
-@njit(cache=True)
-def standardise_rows(scaler, zscore, learn, rows, x):  # type: ignore[no-untyped-def]
+@kernel
+def standardise_rows(
+    scaler: np.ndarray, zscore: bool, learn: bool, rows: np.ndarray, x: np.ndarray
+) -> None:
     """Row by row; with ``learn`` the scaler sees each row after standardising it."""
     for n in range(rows.shape[0]):
         for j in range(rows.shape[1]):
@@ -365,8 +367,8 @@ def standardise_rows(scaler, zscore, learn, rows, x):  # type: ignore[no-untyped
                 scaler[SQUARES, j] += distance * (rows[n, j] - scaler[MEAN, j])
 
 
-@njit(cache=True)
-def _standardise(scaler, zscore, j, value):  # type: ignore[no-untyped-def]
+@kernel
+def _standardise(scaler: np.ndarray, zscore: bool, j: int, value: float) -> float:
     if not np.isfinite(value):
         return 0.0
     if not zscore:
@@ -377,8 +379,8 @@ def _standardise(scaler, zscore, j, value):  # type: ignore[no-untyped-def]
     return min(max(score, -MAX_ZSCORE), MAX_ZSCORE) if np.isfinite(score) else 0.0
 
 
-@njit(cache=True)
-def _hidden(layers, x, h1, h2, z):  # type: ignore[no-untyped-def]
+@kernel
+def _hidden(layers: Layers, x: np.ndarray, h1: np.ndarray, h2: np.ndarray, z: np.ndarray) -> None:
     """Row by row, so that a row's bits depend on nothing but the row."""
     used = np.empty(max(x.shape[1], h1.shape[1]), np.int64)
     for n in range(x.shape[0]):
@@ -389,8 +391,8 @@ def _hidden(layers, x, h1, h2, z):  # type: ignore[no-untyped-def]
         _linear(h2[n], layers.w3, layers.b3, z[n], used)
 
 
-@njit(cache=True)
-def _linear(x, w, b, out, used):  # type: ignore[no-untyped-def]
+@kernel
+def _linear(x: np.ndarray, w: np.ndarray, b: np.ndarray, out: np.ndarray, used: np.ndarray) -> None:
     """``x @ w + b`` along the rows of ``w``; zeros (half of a relu's outputs) are skipped."""
     count = 0
     for i in range(x.shape[0]):
@@ -411,14 +413,14 @@ def _linear(x, w, b, out, used):  # type: ignore[no-untyped-def]
             out[j] += xi * wi[j]
 
 
-@njit(cache=True)
-def _relu(a):  # type: ignore[no-untyped-def]
+@kernel
+def _relu(a: np.ndarray) -> None:
     for j in range(a.shape[0]):
         a[j] = max(a[j], np.float32(0))
 
 
-@njit(cache=True)
-def _drop(seed, step, rate, keep):  # type: ignore[no-untyped-def]
+@kernel
+def _drop(seed: int, step: int, rate: float, keep: np.ndarray) -> None:
     """0 where dropped, 1 / (1 - rate) elsewhere."""
     for b in range(keep.shape[0]):
         for j in range(keep.shape[1]):
@@ -426,8 +428,8 @@ def _drop(seed, step, rate, keep):  # type: ignore[no-untyped-def]
             keep[b, j] = 0.0 if drawn < rate else 1 / (1 - rate)
 
 
-@njit(cache=True, error_model="numpy")  # no check for division by zero: so it vectorises
-def _adam(parameters, gradient, lr, t):  # type: ignore[no-untyped-def]
+@kernel
+def _adam(parameters: np.ndarray, gradient: np.ndarray, lr: float, t: int) -> None:
     weights, first, second = parameters[WEIGHTS], parameters[FIRST], parameters[SECOND]
     size = np.float32(lr / (1 - 0.9**t))
     unbias = np.float32(1 / np.sqrt(1 - 0.999**t))

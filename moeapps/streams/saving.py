@@ -80,6 +80,27 @@ def _digest(members: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.frombuffer(total.digest(), np.uint8)
 
 
+def joined(**parts: Mapping[str, Any]) -> dict[str, Any]:
+    """The states of the parts of a model in one, each entry under the name of its part.
+
+    Example:
+        >>> joined(router={"steps": 3}, experts={"trees": 2})
+        {'router_steps': 3, 'experts_trees': 2}
+    """
+    return {f"{name}_{key}": v for name, state in parts.items() for key, v in state.items()}
+
+
+def part(state: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The state of one part out of what `joined` joined; empty if there is none.
+
+    Example:
+        >>> part({"router_steps": 3, "experts_trees": 2}, "router")
+        {'steps': 3}
+    """
+    prefix = f"{name}_"
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
 def pack(value: Any) -> Any:
     """A label, key or parameter as a JSON value that keeps its type."""
     if value is None or type(value) in (bool, int, str):

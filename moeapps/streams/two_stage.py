@@ -7,6 +7,7 @@ import numpy as np
 from river.base import Classifier
 
 from moeapps.errors import ArgumentError, UnknownNameError
+from moeapps.streams import saving
 from moeapps.streams.classifier import StreamClassifier
 from moeapps.streams.clusters import KINDS, Clusters
 from moeapps.streams.columns import Columns
@@ -16,7 +17,6 @@ from moeapps.streams.driftmoe import (
     correctness,
     gated,
     new_pool,
-    part_of,
     router_class,
     softmax,
 )
@@ -300,33 +300,32 @@ class TwoStageDriftMoE(StreamClassifier):
         return said[np.arange(len(x)), best] if data else best
 
     def _state(self) -> dict[str, Any]:
-        parts: dict[str, Any] = {
+        made: dict[str, Any] = {
             "clusters": self._clusters,
             "experts": self._pool,
             "router": self._router,
         }
-        state = {
-            f"{part}_{k}": v
-            for part, made in parts.items()
-            if made is not None
-            for k, v in made.state().items()
+        return {
+            **saving.joined(**{name: p.state() for name, p in made.items() if p is not None}),
+            "usage": self._usage,
+            "selected": self._selected,
+            "seed": self._drawn_seed,
+            "buffer": self._buffer,
         }
-        counts = {"usage": self._usage, "selected": self._selected}
-        return state | counts | {"seed": self._drawn_seed, "buffer": self._buffer}
 
     def _restore(self, state: dict[str, Any]) -> None:
         self._drawn_seed = state["seed"]
         self._num_numeric = self._columns.num_numeric
         self._buffer = state["buffer"]
-        clusters = part_of(state, "clusters_")
+        clusters = saving.part(state, "clusters")
         if clusters:
             self._clusters = Clusters(**clusters)
-        experts = part_of(state, "experts_")
+        experts = saving.part(state, "experts")
         if experts:
             self._start_experts(len(state["usage"]))
             self._pool.restore(experts)
         self._usage, self._selected = state["usage"], state["selected"]
-        router = part_of(state, "router_")
+        router = saving.part(state, "router")
         if router:
             self._start_router()
             self._router.restore(router)
