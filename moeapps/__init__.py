@@ -18,7 +18,7 @@ __all__ = ["__version__", "create_model", "list_models", "model_info"]
 
 _SUBPACKAGES = (
     *("data", "errors", "gating", "graphs", "kernels", "plots"),
-    *("recsys", "streams", "testing", "training"),
+    *("recsys", "streams", "testing", "training", "vision"),
 )
 _LAZY = {"load_model": "moeapps.training.export"}
 
