@@ -15,7 +15,7 @@ from moeapps.data.integrity import verify_file
 from moeapps.errors import DataIntegrityError, DataNotFoundError, UnknownNameError
 
 # Domains with data sets. Each has ``list_datasets``, ``card`` and ``load`` in ``datasets``.
-DOMAINS = ("graphs", "recsys", "streams")
+DOMAINS = ("graphs", "recsys", "streams", "vision")
 
 
 def register(subparsers: Any) -> None:
@@ -110,7 +110,7 @@ def run_check(args: argparse.Namespace) -> int:
     data = _datasets(entry.domain).load(entry.name, root=home)
     if entry.domain == "graphs":
         found = f"{data.num_nodes:,} nodes, {data.edge_source}; {data.split_source}"
-    elif entry.domain == "recsys":
+    elif entry.domain in ("recsys", "vision"):
         rows = ", ".join(f"{count:,} {split}" for split, count in data.num_rows.items())
         found = f"rows {rows}; {data.split_source}"
     else:

@@ -1,0 +1,104 @@
+"""Labelled images by name, long-tailed where the literature has them so.
+
+``list_datasets`` and ``card`` read no file and need neither torch nor torchvision::
+
+    splits = load("digits-lt")              # splits.train, .val, .test
+    splits.train.class_counts               # images per class
+    long_tail(any_torchvision_set, imbalance=50)
+"""
+
+from pathlib import Path
+from typing import Any
+
+from moeapps.data.catalogue import Catalogue
+from moeapps.errors import ArgumentError, DataIntegrityError
+from moeapps.lazy import lazy_names
+
+DATASETS = Catalogue(
+    "moeapps.vision.datasets",
+    {
+        "digits-lt": "digits:read_digits",
+        "pair-digits-lt": "digits:read_pair_digits",
+    },
+)
+list_datasets = DATASETS.names
+card = DATASETS.card
+
+_HERE = "moeapps.vision.datasets"
+_NAMES = {
+    "ImageFiles": f"{_HERE}.images",
+    "ImageSet": f"{_HERE}.images",
+    "LongTailSubset": f"{_HERE}.imbalance",
+    "Splits": f"{_HERE}.images",
+    "exponential_counts": f"{_HERE}.imbalance",
+    "long_tail": f"{_HERE}.imbalance",
+    "pair_digits": f"{_HERE}.digits",
+    "shifted_test": f"{_HERE}.imbalance",
+    "step_counts": f"{_HERE}.imbalance",
+    "tlc_counts": f"{_HERE}.imbalance",
+}
+__all__ = ["DATASETS", "card", "list_datasets", "load", "make_fixture", *_NAMES]
+
+__getattr__, __dir__ = lazy_names(__name__, _NAMES)
+
+
+def load(name: str, *, root: str | Path | None = None, download: bool = False, **args: Any) -> Any:
+    """Read or make a set.
+
+    Args:
+        name: One of :func:`list_datasets`; case and ``_`` for ``-`` do not matter.
+        root: Data home; see :func:`moeapps.data.data_home`.
+        download: Fetch missing files where the set has an address for them.
+        **args: What the set's own reader takes besides, for example ``imbalance=``, ``seed=`` or
+            ``test="forward-50"``.
+
+    Returns:
+        :class:`~moeapps.vision.datasets.images.Splits` with ``train``, ``val`` (or None) and
+        ``test``; for attribute sets an ``AttributeSet``.
+
+    Raises:
+        UnknownNameError: With the closest names.
+        ArgumentError: For an argument that the set does not have.
+        DataNotFoundError: Naming missing files and their official page, or a missing image with
+            its list and line.
+        DataIntegrityError: When a file is empty, truncated or not the published one.
+        MissingExtraError: When scikit-learn or Pillow are not installed.
+
+    Example:
+        >>> splits = load("digits-lt", seed=1)
+        >>> splits.num_rows, splits.train.class_counts.tolist()
+        ({'train': 335, 'val': 200, 'test': 500}, [100, 71, 51, 36, 26, 18, 13, 9, 6, 5])
+    """
+    known = card(name)
+    given: dict[str, Any] = {"root": root, "download": download} if known.files else {}
+    try:
+        return DATASETS.read(known, given, args)
+    except DataIntegrityError as error:
+        raise DataIntegrityError(f"{error} Official page: {known.source}, {known.url}") from error
+
+
+def make_fixture(name: str, root: str | Path, images: int = 60, seed: int = 0) -> Path:
+    """Write a small made-up copy of a set in the exact format of the published files.
+
+    Args:
+        name: One of :func:`list_datasets` that has files.
+        root: Data home to write below; ``load(name, root=root)`` then reads it.
+        images: Training images; other splits are smaller in proportion.
+        seed: Of the pixels and labels.
+
+    Returns:
+        The folder of the files.
+
+    Raises:
+        UnknownNameError: With the closest names.
+        ArgumentError: The set has no files, or there are less than 20 images.
+    """
+    known = card(name)
+    if not known.files:
+        raise ArgumentError(f"{known.name} has no files of its own. Load it by name.")
+    if images < 20:
+        raise ArgumentError(f"images={images} is too small for the splits. Choose 20 or more.")
+    for file in known.files:
+        (Path(root) / file.path).parent.mkdir(parents=True, exist_ok=True)
+    DATASETS.module(known.name).make_fixture(known, Path(root), images, seed)
+    return (Path(root) / known.files[0].path).parent

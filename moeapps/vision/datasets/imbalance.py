@@ -1,0 +1,330 @@
+r"""Long-tailed class counts, and one wrapper that gives them to any set.
+
+The recipe is that of the LDAM paper, used by nearly everyone: from the head to the tail, in the
+order of the labels,
+
+.. math:: n_j = \lfloor n_{\max}\, \rho^{\,j/(C-1)} \rfloor, \qquad \rho = 1/\mathrm{imbalance}.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moeapps.errors import ArgumentError, UnknownNameError
+from moeapps.vision.datasets.images import ImageSet
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+Counts = NDArray[np.int64]
+
+
+def exponential_counts(largest: float, imbalance: float, classes: int) -> Counts:
+    r"""Images per class, falling by a constant factor: :math:`\lfloor n\rho^{j/(C-1)}\rfloor`.
+
+    Args:
+        largest: Images of the first class.
+        imbalance: First over last class, before rounding down.
+        classes: Number of classes.
+
+    Example:
+        >>> exponential_counts(5000, 100, 10).tolist()
+        [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
+    """
+    ratio = 1 / _checked_imbalance(imbalance)
+    last = max(classes - 1, 1)
+    # Python's power on purpose: the recipe is rounded down, so the last bit may count.
+    return np.array([int(largest * ratio ** (j / last)) for j in range(classes)], np.int64)
+
+
+def step_counts(largest: float, imbalance: float, classes: int) -> Counts:
+    """Images per class in two steps: the first half of the classes large, the others small.
+
+    Args:
+        largest: Images of a large class.
+        imbalance: Large over small, before rounding down.
+        classes: Number of classes.
+
+    Example:
+        >>> step_counts(500, 100, 4).tolist()
+        [500, 500, 5, 5]
+    """
+    small = int(largest * (1 / _checked_imbalance(imbalance)))
+    half = classes // 2
+    return np.array([int(largest)] * half + [small] * (classes - half), np.int64)
+
+
+def tlc_counts(largest: float, classes: int) -> Counts:
+    r"""Images per class as TLC was trained.
+
+    .. math:: n_j = \min(n, \lfloor n\,e^{-j/\delta} + 0.5\rfloor + 1), \quad \delta = 0.219714\,C
+
+    The results of that method are on this profile: they are not comparable with those on
+    :func:`exponential_counts`.
+
+    Args:
+        largest: Images there are of a class.
+        classes: Number of classes.
+
+    Example:
+        >>> tlc_counts(500, 100)[[0, -1]].tolist(), int(tlc_counts(500, 100).sum())
+        ([500, 7], 11222)
+    """
+    decay = 0.219714 * classes
+    counts = [int(largest * math.exp(-j / decay) + 0.5) + 1 for j in range(classes)]
+    return np.minimum(np.array(counts, np.int64), int(largest))
+
+
+def long_tail_rows(
+    labels: NDArray[Any],
+    classes: int,
+    imbalance: float | None = 100,
+    seed: int = 0,
+    kind: str = "exponential",
+    reverse: bool = False,
+    *,
+    largest: int | None = None,
+    order: Sequence[int] | NDArray[Any] | None = None,
+) -> NDArray[np.int64]:
+    """Rows of a long-tailed part of a set; see :func:`long_tail`."""
+    labels = np.asarray(labels)
+    available = np.bincount(labels, minlength=classes)
+    ranked = np.arange(classes) if order is None else np.asarray(order)
+    if sorted(ranked.tolist()) != list(range(classes)):
+        raise ArgumentError(
+            f"order names {len(ranked)} classes. Name each of the {classes} classes once."
+        )
+    ranked = ranked[::-1] if reverse else ranked
+    counts = np.empty(classes, np.int64)
+    counts[ranked] = _profile(kind, imbalance, largest, available[ranked])
+    if len(short := np.flatnonzero(counts > available)):
+        raise ArgumentError(
+            f"Class {short[0]} has {available[short[0]]} images, fewer than the "
+            f"{counts[short[0]]} asked for. Choose a smaller largest, or leave it out."
+        )
+    if len(empty := np.flatnonzero(counts == 0)):
+        raise ArgumentError(
+            f"Class {empty[0]} is left without an image (imbalance={imbalance}, the head has "
+            f"{counts.max()}). Choose a smaller imbalance."
+        )
+    draws = np.random.RandomState(seed)  # the published recipe's generator
+    rows = []
+    for label, count in enumerate(counts):
+        members = np.flatnonzero(labels == label)
+        draws.shuffle(members)
+        rows.append(members[:count])
+    return np.concatenate(rows)
+
+
+class LongTailSubset:
+    """A long-tailed part of a map-style dataset: the same items, fewer of them.
+
+    Args:
+        dataset: Anything with ``[]``.
+        rows: Which items, in order.
+        labels: Label of each of those items.
+        classes: Number of classes.
+    """
+
+    def __init__(
+        self, dataset: Any, rows: NDArray[np.int64], labels: NDArray[np.int64], classes: int
+    ) -> None:
+        self.dataset = dataset
+        self.rows = rows
+        self.labels = labels
+        self.class_counts = np.bincount(labels, minlength=classes)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[int(self.rows[index])]
+
+
+@overload
+def long_tail(
+    dataset: ImageSet,
+    imbalance: float | None = ...,
+    seed: int = ...,
+    kind: str = ...,
+    reverse: bool = ...,
+    *,
+    largest: int | None = ...,
+    order: Sequence[int] | NDArray[Any] | None = ...,
+) -> ImageSet: ...
+
+
+@overload
+def long_tail(
+    dataset: "Dataset",
+    imbalance: float | None = ...,
+    seed: int = ...,
+    kind: str = ...,
+    reverse: bool = ...,
+    *,
+    largest: int | None = ...,
+    order: Sequence[int] | NDArray[Any] | None = ...,
+) -> LongTailSubset: ...
+
+
+def long_tail(
+    dataset: Any,
+    imbalance: float | None = 100,
+    seed: int = 0,
+    kind: str = "exponential",
+    reverse: bool = False,
+    *,
+    largest: int | None = None,
+    order: Sequence[int] | NDArray[Any] | None = None,
+) -> Any:
+    """A long-tailed part of any set.
+
+    Class by class in ascending order, the rows of the class are shuffled (by NumPy's legacy
+    generator, one for all classes) and the first :math:`n_j` are kept. With seed 0 on the official
+    files of CIFAR these are the images that everybody uses.
+
+    Args:
+        dataset: An :class:`~moeapps.vision.datasets.images.ImageSet`, or a map-style dataset such
+            as those of torchvision, with its labels in ``targets``, ``labels``, ``_labels``, ``y``
+            or ``samples``.
+        imbalance: First over last class; None for the kind ``"tlc"``, which fixes it.
+        seed: Of the choice of images.
+        kind: ``"exponential"``, ``"step"`` or ``"tlc"``.
+        reverse: Let the counts grow along the labels, not fall.
+        largest: Images of the first class; by default the most that the set can fill.
+        order: The classes from head to tail; by default in the order of their labels.
+
+    Returns:
+        An ``ImageSet`` for an ``ImageSet``, else a :class:`LongTailSubset`; images of a class lie
+        together, classes ascending.
+
+    Raises:
+        ArgumentError: A class has too few images, would get none, or there are no labels.
+        UnknownNameError: For another kind.
+
+    References:
+        Cao et al., *Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss*,
+        NeurIPS 2019.
+
+    Example:
+        >>> even = ImageSet(np.zeros((40, 8, 8), np.uint8), np.arange(40) % 4, tuple("abcd"))
+        >>> long_tail(even, imbalance=8).class_counts.tolist()
+        [10, 5, 2, 1]
+        >>> long_tail(even, imbalance=8, reverse=True).class_counts.tolist()
+        [1, 2, 5, 10]
+    """
+    chosen = {"kind": kind, "reverse": reverse, "largest": largest, "order": order}
+    if isinstance(dataset, ImageSet):
+        rows = long_tail_rows(dataset.labels, dataset.num_classes, imbalance, seed, **chosen)  # type: ignore[arg-type]
+        return dataset.take(rows)
+    labels = labels_of(dataset)
+    named = getattr(dataset, "classes", ())
+    classes = max(len(named), int(labels.max()) + 1)
+    rows = long_tail_rows(labels, classes, imbalance, seed, **chosen)  # type: ignore[arg-type]
+    return LongTailSubset(dataset, rows, labels[rows], classes)
+
+
+def shifted_test(
+    test: ImageSet,
+    shift: str,
+    *,
+    largest: int | None = None,
+    order: Sequence[int] | NDArray[Any] | None = None,
+    seed: int = 0,
+) -> ImageSet:
+    """A test set with a class distribution other than uniform, as SADE is tested.
+
+    Args:
+        test: A balanced test set.
+        shift: ``"uniform"``, or ``"forward-50"`` (long-tailed like the training set, imbalance 50)
+            or ``"backward-50"`` (the other way round), with any ratio.
+        largest: Images of the largest class; by default the most that the set can fill.
+        order: The classes from the head to the tail of the training set.
+        seed: Of the choice of images.
+
+    Raises:
+        ArgumentError: For another shift.
+
+    References:
+        Zhang et al., *Self-Supervised Aggregation of Diverse Experts for Test-Agnostic Long-Tailed
+        Recognition*, NeurIPS 2022.
+    """
+    if shift == "uniform":
+        return test
+    direction, _, ratio = shift.partition("-")
+    if direction not in ("forward", "backward") or not ratio.isdigit() or int(ratio) < 1:
+        raise ArgumentError(
+            f"test={shift!r} is no shift. Choose 'uniform', 'forward-50' or 'backward-50' "
+            "with any ratio."
+        )
+    return long_tail(
+        test, int(ratio), seed, reverse=direction == "backward", largest=largest, order=order
+    )
+
+
+def labels_of(dataset: Any) -> NDArray[np.int64]:
+    """The labels of a map-style dataset, without opening an image.
+
+    Raises:
+        ArgumentError: It keeps them under none of the usual names.
+    """
+    for name in ("targets", "labels", "_labels", "y"):
+        if (found := getattr(dataset, name, None)) is not None:
+            labels = np.asarray(found)
+            break
+    else:
+        if not (pairs := getattr(dataset, "samples", None)):
+            raise ArgumentError(
+                f"{type(dataset).__name__} has no targets, labels, y or samples. Give it an "
+                "attribute targets with one label per item."
+            )
+        labels = np.array([label for _, label in pairs])
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        raise ArgumentError(
+            f"{type(dataset).__name__} has labels of shape {labels.shape} and type {labels.dtype}. "
+            "Expected one whole number from 0 per item."
+        )
+    return labels.astype(np.int64)
+
+
+def _profile(kind: str, imbalance: float | None, largest: int | None, available: Counts) -> Counts:
+    """Counts from head to tail; ``available`` is in the same order."""
+    classes = len(available)
+    if kind == "tlc":
+        if imbalance is not None:
+            raise ArgumentError(
+                f"kind='tlc' fixes the imbalance, but imbalance={imbalance} is given. Pass None."
+            )
+        return tlc_counts(int(available.min()) if largest is None else largest, classes)
+    if kind not in (kinds := {"exponential": exponential_counts, "step": step_counts}):
+        raise UnknownNameError("kind of long tail", kind, [*kinds, "tlc"])
+    if imbalance is None:
+        raise ArgumentError(f"imbalance=None says nothing for kind={kind!r}. Pass 1 or more.")
+    if largest is not None:
+        return kinds[kind](largest, imbalance, classes)
+    return _fullest(kinds[kind], imbalance, available)
+
+
+def _fullest(
+    counts: Callable[[float, float, int], Counts], imbalance: float, available: Counts
+) -> Counts:
+    """The largest profile that fits below what is available, by bisection."""
+    classes = len(available)
+    low, high = 0, int(available.max() * _checked_imbalance(imbalance)) + 1
+    while low < high - 1:
+        middle = (low + high) // 2
+        fits = bool((counts(middle, imbalance, classes) <= available).all())
+        low, high = (middle, high) if fits else (low, middle)
+    return counts(low, imbalance, classes)
+
+
+def _checked_imbalance(imbalance: float) -> float:
+    if not imbalance >= 1:
+        raise ArgumentError(
+            f"imbalance={imbalance} is below 1. Pass the ratio of the largest to the smallest "
+            "class, and reverse=True for the other direction."
+        )
+    return imbalance
