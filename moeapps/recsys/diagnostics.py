@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from moeapps.recsys.batch import Batch, num_rows
 from moeapps.recsys.batch import to as batch_to
-from moeapps.recsys.gates import Level, LevelOutput
+from moeapps.recsys.gates import LevelOutput
 from moeapps.recsys.losses import MultiTaskLoss
 from moeapps.recsys.ranker import Ranker
 from moeapps.recsys.schema import Task
@@ -36,7 +36,7 @@ class LevelDiagnosis:
     ``dead`` [E]          share of units that are 0 for every row
     ``unit_std`` [E]      mean over units of the standard deviation over rows
     ``quantiles`` [E, 5]  5, 25, 50, 75 and 95 % quantiles of the outputs
-    ``mean_gate`` [N, E]  mean gate weight
+    ``mean_gate`` [N, E]  mean gate weight, as a share of the gate's weights
     ``gate_entropy`` [N]  mean entropy of a row's gate over :math:`\ln` of the experts it sees
     ``mean_entropy`` [N]  the same of the mean gate
     ``saturation`` [N]    share of rows with a gate weight above 0.95
@@ -149,7 +149,7 @@ def diagnose(
         >>> found.levels[0].name, found.levels[0].gates
         ('level', ['click', 'like'])
     """
-    modules = [(name, m) for name, m in model.named_modules() if isinstance(m, Level)]
+    banks = model.expert_banks()
     device = next(model.parameters()).device
     rates = _Rates()
     levels: list[_LevelSums] = []
@@ -167,7 +167,7 @@ def diagnose(
                 for sums, output in zip(levels, outputs, strict=True):
                     sums.add(output)
                 if number < gradient_batches and levels:
-                    experts = [level.experts for _, level in modules]
+                    experts = [bank for _, bank in banks]
                     gradients = _task_gradients(model, criterion, batch, experts)
                     for sums, found in zip(levels, gradients, strict=True):
                         sums.add_gradients(found)
@@ -177,7 +177,7 @@ def diagnose(
         model.task_names,
         rates.finish(model.tasks),
         rates.rows,
-        [sums.finish(name) for sums, (name, _) in zip(levels, modules, strict=True)],
+        [sums.finish(name) for sums, (name, _) in zip(levels, banks, strict=True)],
     )
 
 
@@ -218,6 +218,7 @@ class _LevelSums:
         routing = output.routing
         weights = routing.probs if routing.layout == "dense" else routing.dense()
         gate = (routing.dense() if weights is None else weights)[..., : len(self.owners)].double()
+        gate = gate / gate.sum(-1, keepdim=True).clamp_min(1e-12)  # switches do not sum to one
         entropy = torch.special.entr(gate).sum(-1)
         for name, value in {
             "h": h.sum(0), "h2": h.square().sum(0), "zero": (h.abs() < ZERO).sum((0, 2)),

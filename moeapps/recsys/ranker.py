@@ -13,7 +13,7 @@ from moeapps.kernels.select import is_traced
 from moeapps.recsys.batch import Batch, is_packed, pack
 from moeapps.recsys.blocks import Backend, ExpertBank, Norm, Towers
 from moeapps.recsys.embeddings import FusedTables, Inputs
-from moeapps.recsys.gates import GateBank, LevelOutput
+from moeapps.recsys.gates import GateBank, Level, LevelOutput
 from moeapps.recsys.schema import FeatureSchema, Task, as_schema, as_tasks
 
 CHUNK = 256  # rows of one pass in inference on CPU: activations stay in the cache
@@ -194,6 +194,10 @@ class Ranker(nn.Module, ABC):
             raise UnknownNameError("ordinal task", task, list(self.cuts))
         free: Tensor = self.cuts[task]  # the first one, and the logarithms of the steps
         return torch.cat([free[:1], free[1:].exp()]).cumsum(0)
+
+    def expert_banks(self) -> list[tuple[str, nn.Module]]:
+        """Name and experts of each level, in the order of what :meth:`represent` reports."""
+        return [(name, m.experts) for name, m in self.named_modules() if isinstance(m, Level)]
 
     def penalty(self, logits: Tensor) -> Tensor | None:
         """A loss that belongs to the method, to be added to the tasks' losses; None for none.

@@ -18,6 +18,8 @@ from moeapps.recsys.models.mmoe import MMoE
 from moeapps.recsys.models.ple import PLE
 from moeapps.recsys.models.shared_bottom import SharedBottom
 from moeapps.recsys.sections import sections
+from moeapps.registry import MODELS
+from moeapps.testing.models import Subject
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +149,18 @@ def test_model_without_gates_has_no_levels(data):
     assert findings(found) == []
     assert diagnosis_figures(found) == {}
     assert sections({"diagnosis": np.array(json.dumps(found.to_dict()))}) == []
+
+
+@pytest.mark.parametrize("name", [n for n, e in MODELS.items() if e.domain == "recsys"])
+def test_every_registered_model_can_be_diagnosed(name):
+    subject = Subject(name)
+    example = subject.example()
+    batch = {**example.inputs["batch"], "labels": example.target}
+    levels = diagnose(subject.build(), [batch]).levels
+    for level in levels:
+        rows = np.array(level.mean_gate).sum(1)
+        np.testing.assert_allclose(rows[rows > 0], 1, atol=1e-6)
+        assert np.isfinite(level.grad_share).any()
 
 
 def test_plain_form_is_strict_json_and_comes_back(found):

@@ -159,6 +159,10 @@ class SNR(Ranker):
             x = outputs[-1].mixed
         return x, outputs
 
+    def expert_banks(self) -> list[tuple[str, nn.Module]]:
+        """The layers of sub-networks."""
+        return [(f"layers.{i}", layer) for i, layer in enumerate(self.layers)]
+
     def penalty(self, logits: Tensor) -> Tensor | None:
         """Expected number of open connections, weighted."""
         counts = [link.expected_count() for link in self.connections]  # type: ignore[operator]
