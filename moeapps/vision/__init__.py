@@ -2,7 +2,11 @@
 
 from moeapps.lazy import lazy_names
 
-_NAMES: dict[str, str] = {}
+_NAMES: dict[str, str] = {
+    "Branches": "moeapps.vision.backbones.branches",
+    "CosineClassifier": "moeapps.vision.backbones.cosine",
+    "LongTailModel": "moeapps.vision.longtail.base",
+}
 
 __all__ = [*_NAMES]
 

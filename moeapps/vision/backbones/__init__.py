@@ -1,0 +1,1 @@
+"""Networks with one shared trunk and a branch per expert."""

@@ -1,0 +1,1 @@
+"""Classifiers for classes of very different size, one published method per file."""
