@@ -203,20 +203,62 @@ def dempster(ys: Tensor, routing: Routing) -> Tensor:
             f"dempster got logits {list(ys.shape)} for experts {list(part.shape)}; expected "
             "[*L, E, O] and [*L, E]. Gates per task cannot be combined this way."
         )
-    z = ys.to(torch.promote_types(ys.dtype, torch.float32))
-    classes = math.log(z.shape[-1])
-    total = torch.logaddexp(z.logsumexp(-1, keepdim=True), z.new_full((), classes))
+    belief, doubt = opinions(ys)
     nothing = -1e30  # not infinity, whose gradient is NaN
     part = part.unsqueeze(-1)
-    belief = torch.where(part, z - total, nothing).unbind(-2)
-    doubt = torch.where(part, classes - total, 0).unbind(-2)
-    b, u = belief[0], doubt[0]
-    for b2, u2 in zip(belief[1:], doubt[1:], strict=True):
-        b = torch.stack([b + b2, b + u2, u + b2]).logsumexp(0)
-        u = u + u2
-        norm = torch.cat([b, u], -1).logsumexp(-1, keepdim=True)
-        b, u = b - norm, u - norm
-    return torch.logaddexp(b, u - classes).exp().to(ys.dtype)
+    beliefs = torch.where(part, belief, nothing).unbind(-2)
+    doubts = torch.where(part, doubt, 0).unbind(-2)
+    b, u = beliefs[0], doubts[0]
+    for b2, u2 in zip(beliefs[1:], doubts[1:], strict=True):
+        b, u, _ = join_opinions(b, u, b2, u2)
+    return torch.logaddexp(b, u - math.log(ys.shape[-1])).exp().to(ys.dtype)
+
+
+def opinions(logits: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Logits as evidence: the logarithms of belief and doubt of a Dirichlet opinion.
+
+    .. math:: b_j = e^{z_j} / S, \qquad u = O / S, \qquad S = \sum_j e^{z_j} + O
+
+    Shape:
+        - ``[*L, O]`` -> log belief ``[*L, O]``, log doubt ``[*L, 1]``, float32 or more
+
+    Example:
+        >>> belief, doubt = opinions(torch.tensor([6.0, 0.0]).log())  # evidence 6 and 0
+        >>> belief.exp().tolist(), doubt.exp().tolist()
+        ([0.75, 0.0], [0.25])
+    """
+    z = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    classes = math.log(z.shape[-1])
+    total = torch.logaddexp(z.logsumexp(-1, keepdim=True), z.new_full((), classes))
+    return z - total, classes - total
+
+
+def join_opinions(b: Tensor, u: Tensor, b2: Tensor, u2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Dempster's rule on two opinions, in logarithms.
+
+    .. math::
+        b_j = \frac{b^1_j b^2_j + b^1_j u^2 + b^2_j u^1}{1 - Q}, \quad
+        u = \frac{u^1 u^2}{1 - Q}, \quad Q = \sum_{i \neq j} b^1_i b^2_j
+
+    Returns:
+        Log belief ``[*L, O]``, log doubt ``[*L, 1]``, and their agreement ``log(1 - Q)``,
+        ``[*L, 1]``.
+
+    Notes:
+        The agreement is the sum of all that is left of the two opinions, so it costs ``O``, not
+        ``O * O``, and stays finite for experts that are certain of different classes.
+
+    Example:
+        >>> one = torch.tensor([0.6, 0.2]).log(), torch.tensor([0.2]).log()
+        >>> two = torch.tensor([0.1, 0.4]).log(), torch.tensor([0.5]).log()
+        >>> b, u, agreement = join_opinions(*one, *two)
+        >>> [round(float(x), 4) for x in (*b.exp(), u.exp(), agreement.exp())]
+        [0.5135, 0.3514, 0.1351, 0.74]
+    """
+    b = torch.stack([b + b2, b + u2, u + b2]).logsumexp(0)
+    u = u + u2
+    agreement = torch.cat([b, u], -1).logsumexp(-1, keepdim=True)
+    return b - agreement, u - agreement, agreement
 
 
 def mean_routing(routing: Routing) -> Routing:
