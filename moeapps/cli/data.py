@@ -93,10 +93,12 @@ def run_check(args: argparse.Namespace) -> int:
     home = data_home(args.root)
     wrong = False
     for file in entry.files:
-        path = home / file.path
-        if not path.is_file():
+        path = file.find(home)
+        if path is None:
             verdict = "absent (optional)" if file.optional else "[red]missing[/red]"
             wrong |= not file.optional
+        elif path != home / file.path:
+            verdict = f"{escape(str(path.relative_to(home)))} stands in for it"
         else:
             try:
                 verify_file(path, sha256=file.sha256, size=file.size)
@@ -183,7 +185,7 @@ def _state(card: DatasetCard, home: Path) -> str:
     needed = [file for file in card.files if not file.optional]
     if not needed:
         return "made on demand"
-    there = sum((home / file.path).is_file() for file in needed)
+    there = sum(file.find(home) is not None for file in needed)
     if there == len(needed):
         return "here"
     how = "can be downloaded" if card.downloadable else "place by hand"

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,8 @@ class DataFile:
         size: Its length in bytes, or None.
         urls: Places to fetch it from, best first; empty when it has to be placed by hand.
         optional: The reader can do without it and says so in the data.
+        stand_ins: Places below the data home of other files that the reader takes in its stead.
+            Nothing is known of their checksum.
     """
 
     path: str
@@ -21,6 +24,12 @@ class DataFile:
     size: int | None = None
     urls: tuple[str, ...] = ()
     optional: bool = False
+    stand_ins: tuple[str, ...] = ()
+
+    def find(self, home: Path) -> Path | None:
+        """The file below a data home, or what stands in for it; None when neither is there."""
+        places = (home / path for path in (self.path, *self.stand_ins))
+        return next((place for place in places if place.is_file()), None)
 
     @property
     def name(self) -> str:

@@ -14,6 +14,7 @@ def locate(
 ) -> dict[str, Path]:
     """Paths of a set's files by file name, each checked against its recorded checksum.
 
+    Where a file is absent and another that stands in for it is there, that one's path is given.
     Optional files that are absent are left out. Nothing is ever written beside files that
     are already there.
 
@@ -28,17 +29,18 @@ def locate(
         OfflineError: When a download is wanted while ``MOEAPPS_OFFLINE`` is set.
     """
     home = data_home(root)
-    missing = [f for f in card.files if not f.optional and not (home / f.path).is_file()]
+    missing = [f for f in card.files if not f.optional and f.find(home) is None]
     if missing and download and card.downloadable:
         fetch(card, home)
-        missing = [f for f in missing if not (home / f.path).is_file()]
+        missing = [f for f in missing if f.find(home) is None]
     if missing:
         raise DataNotFoundError(_advice(card, home, [f.path for f in missing], download))
     found = {}
     for file in card.files:
-        path = home / file.path
-        if path.is_file():
-            verify_file(path, sha256=file.sha256, size=file.size)
+        path = file.find(home)
+        if path is not None:
+            if path == home / file.path:
+                verify_file(path, sha256=file.sha256, size=file.size)
             found[file.name] = path
     return found
 

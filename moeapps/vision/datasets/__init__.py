@@ -17,6 +17,13 @@ from moeapps.lazy import lazy_names
 DATASETS = Catalogue(
     "moeapps.vision.datasets",
     {
+        "cifar10-lt": "cifar:read",
+        "cifar100-lt": "cifar:read",
+        "mnist-lt": "mnist:read",
+        "pathmnist": "npz:read",
+        "dermamnist": "npz:read",
+        "bloodmnist": "npz:read",
+        "organamnist": "npz:read",
         "digits-lt": "digits:read_digits",
         "pair-digits-lt": "digits:read_pair_digits",
     },
@@ -32,6 +39,7 @@ _NAMES = {
     "Splits": f"{_HERE}.images",
     "exponential_counts": f"{_HERE}.imbalance",
     "long_tail": f"{_HERE}.imbalance",
+    "read_npz": f"{_HERE}.npz",
     "pair_digits": f"{_HERE}.digits",
     "shifted_test": f"{_HERE}.imbalance",
     "step_counts": f"{_HERE}.imbalance",

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from moeapps.data.card import DatasetCard
 from moeapps.errors import ArgumentError
 from moeapps.vision.datasets.images import ImageSet, Splits
-from moeapps.vision.datasets.imbalance import exponential_counts, long_tail, shifted_test
+from moeapps.vision.datasets.imbalance import exponential_counts, long_tailed_splits, shifted_test
 
 _UCI = {
     "domain": "vision",
@@ -193,10 +193,10 @@ def read_digits(
         whole.take(np.concatenate([r[share] for r in rows]))
         for share in (slice(50), slice(50, 70), slice(70, None))
     )
-    train = long_tail(pool, imbalance, seed, kind, reverse, largest=largest)
-    order = range(9, -1, -1) if reverse else None
-    shifted = shifted_test(held, test, order=order, seed=seed)
-    return Splits(train, val, shifted, "50 test and 20 validation images per class, seeded")
+    return long_tailed_splits(
+        pool, val, held, "50 test and 20 validation images per class, seeded",
+        imbalance=imbalance, kind=kind, seed=seed, reverse=reverse, largest=largest, shift=test,
+    )  # fmt: skip
 
 
 @functools.cache

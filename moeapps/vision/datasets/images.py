@@ -112,9 +112,9 @@ class ImageSet:
     """
 
     images: NDArray[Any] | ImageFiles
-    labels: NDArray[np.int64]
+    labels: NDArray[Any]
     class_names: tuple[str, ...]
-    class_counts: NDArray[np.int64] | None = None
+    class_counts: NDArray[np.int64] = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         images, labels = self.images, np.asarray(self.labels)

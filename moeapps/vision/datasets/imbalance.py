@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeapps.errors import ArgumentError, UnknownNameError
-from moeapps.vision.datasets.images import ImageSet
+from moeapps.vision.datasets.images import ImageSet, Splits
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -262,6 +262,31 @@ def shifted_test(
         )
     return long_tail(
         test, int(ratio), seed, reverse=direction == "backward", largest=largest, order=order
+    )
+
+
+def long_tailed_splits(
+    train: ImageSet,
+    val: ImageSet | None,
+    test: ImageSet,
+    split_source: str,
+    *,
+    imbalance: float | None,
+    kind: str = "exponential",
+    seed: int = 0,
+    reverse: bool = False,
+    largest: int | None = None,
+    shift: str = "uniform",
+) -> Splits:
+    """What readers give: the training images long-tailed, the test images shifted alike.
+
+    ``imbalance=None`` leaves the training images as they are, except for the kind ``"tlc"``.
+    """
+    if imbalance is not None or kind == "tlc":
+        train = long_tail(train, imbalance, seed, kind, reverse, largest=largest)
+    head_to_tail = np.argsort(-train.class_counts, kind="stable")
+    return Splits(
+        train, val, shifted_test(test, shift, order=head_to_tail, seed=seed), split_source
     )
 
 
