@@ -59,6 +59,24 @@ def _ranker(
     return ModelEntry("recsys", target, _RANKING, summary, paper, {**_LOG, **more}, tags)
 
 
+_IMAGES = {
+    "num_classes": 4,
+    "class_counts": [40, 20, 8, 2],
+    "backbone": "resnet8",
+    "backbone_args": {"widths": [4, 6, 8]},
+}
+
+
+def _long_tailed(
+    module: str, name: str, summary: str, paper: str, *tags: str, **more: Any
+) -> ModelEntry:
+    target = f"moeapps.vision.longtail.{module}:{name}"
+    tags = ("long tail", *tags)
+    return ModelEntry(
+        "vision", target, "image classification", summary, paper, {**_IMAGES, **more}, tags
+    )
+
+
 MODELS: dict[str, ModelEntry] = {
     "mlp": ModelEntry(
         "graphs", f"{_EXPERTS}:mlp", _NODE, "MLP on a node's own features", "-", _SMALL, ("weak",)
@@ -240,6 +258,65 @@ MODELS: dict[str, ModelEntry] = {
         "mixture",
         num_experts=6,
         expert_dims=[12, 8],
+    ),
+    "cross_entropy": _long_tailed(
+        "cross_entropy",
+        "CrossEntropy",
+        "Cross-entropy; logits adjusted after training on request",
+        "Menon et al., ICLR 2021",
+        tau=1.0,
+    ),
+    "logit_adjustment": _long_tailed(
+        "logit_adjustment",
+        "LogitAdjustment",
+        "Cross-entropy on logits moved by the log prior",
+        "Menon et al., ICLR 2021",
+        "mixture",
+        num_experts=2,
+        lam=[0.0, 2.0],
+    ),
+    "balanced_softmax": _long_tailed(
+        "logit_adjustment",
+        "BalancedSoftmax",
+        "Logit adjustment for a uniform test prior",
+        "Ren et al., NeurIPS 2020",
+    ),
+    "ldam": _long_tailed(
+        "ldam",
+        "LDAM",
+        "Margins by class size, class weights late in training",
+        "Cao et al., NeurIPS 2019",
+    ),
+    "ride": _long_tailed(
+        "ride",
+        "RIDE",
+        "LDAM experts pushed apart; easy images leave early",
+        "Wang et al., RIDE, ICLR 2021",
+        "mixture",
+    ),
+    "advmoe": ModelEntry(
+        "vision",
+        "moeapps.vision.robust.advmoe:AdvMoE",
+        _IMAGES,
+        "Convolutions with experts: each image takes one pathway, trained against attacks",
+        "Zhang et al., ICCV 2023",
+        {
+            "num_classes": 3,
+            "backbone": "small_cnn",
+            "in_channels": 3,
+            "router_depth": 8,
+            "router_widths": [4, 8, 8],
+        },
+        ("mixture", "robust"),
+    ),
+    "dense_cnn": ModelEntry(
+        "vision",
+        "moeapps.vision.robust.dense_cnn:DenseCNN",
+        _IMAGES,
+        "The dense network beside AdvMoE, at full width or at the cost of a pathway",
+        "He et al., CVPR 2016",
+        {"num_classes": 3, "backbone": "small_cnn", "ratio": 0.5, "in_channels": 3},
+        ("robust",),
     ),
     "hoeffding_tree": ModelEntry(
         "streams",

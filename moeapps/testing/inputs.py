@@ -10,7 +10,7 @@ from torch import Tensor
 from moeapps.errors import UnknownNameError
 from moeapps.registry import ModelEntry
 
-TASKS = ("node classification", "multi-task ranking")
+TASKS = ("node classification", "multi-task ranking", "image classification")
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Example:
 
     Args:
         inputs: Arguments of ``forward`` by name; a model gets those it has a parameter for.
-        target: Class per row, int64 ``[V]``; or 0 and 1 per row and task, float32 ``[B, T]``.
+        target: Class per node or image, int64; or 0 and 1 per row and task, float32 ``[B, T]``.
         output_shape: Shape of the prediction.
         dynamic: Per input, the axes whose size changes from call to call, with a name each.
     """
@@ -47,7 +47,7 @@ def example_inputs(entry: ModelEntry, *, size: int = 24, seed: int = 0) -> Examp
 
     Args:
         entry: A row of the registry; its example arguments give the widths.
-        size: Nodes of the graph, or rows of the log.
+        size: Nodes of the graph, rows of the log, or images.
         seed: Of everything random in it.
 
     Raises:
@@ -61,8 +61,8 @@ def example_inputs(entry: ModelEntry, *, size: int = 24, seed: int = 0) -> Examp
     """
     if entry.task not in TASKS:
         raise UnknownNameError("task of an example input", entry.task, TASKS)
-    make = _ranking if entry.domain == "recsys" else _node_classification
-    return make(entry.example, size, torch.Generator().manual_seed(seed))
+    make = {TASKS[0]: _node_classification, TASKS[1]: _ranking, TASKS[2]: _image_classification}
+    return make[entry.task](entry.example, size, torch.Generator().manual_seed(seed))
 
 
 def _ranking(arguments: dict[str, Any], rows: int, generator: torch.Generator) -> Example:
@@ -78,6 +78,23 @@ def _ranking(arguments: dict[str, Any], rows: int, generator: torch.Generator) -
         target.float().cumprod(1),
         (rows, num_tasks),
         {"batch": {"cat": {0: "rows"}, "dense": {0: "rows"}}},
+    )
+
+
+def _image_classification(
+    arguments: dict[str, Any], num_images: int, generator: torch.Generator
+) -> Example:
+    """Noisy copies of one picture per class; as large as the arguments say, else 16 pixels."""
+    num_classes, channels = arguments["num_classes"], arguments.get("in_channels", 3)
+    pixels = arguments.get("image_size", 16)
+    y = torch.arange(num_images) % num_classes
+    pictures = torch.randn(num_classes, channels, pixels, pixels, generator=generator)
+    noise = torch.randn(num_images, channels, pixels, pixels, generator=generator)
+    return Example(
+        {"images": pictures[y] + 0.5 * noise},
+        y,
+        (num_images, num_classes),
+        {"images": {0: "images"}},
     )
 
 

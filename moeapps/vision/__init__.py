@@ -6,6 +6,22 @@ _NAMES: dict[str, str] = {
     "Branches": "moeapps.vision.backbones.branches",
     "CosineClassifier": "moeapps.vision.backbones.cosine",
     "LongTailModel": "moeapps.vision.longtail.base",
+    "CrossEntropy": "moeapps.vision.longtail.cross_entropy",
+    "LogitAdjustment": "moeapps.vision.longtail.logit_adjustment",
+    "BalancedSoftmax": "moeapps.vision.longtail.logit_adjustment",
+    "LDAM": "moeapps.vision.longtail.ldam",
+    "RIDE": "moeapps.vision.longtail.ride",
+    "MeanLogits": "moeapps.vision.longtail.aggregate",
+    "MeanProb": "moeapps.vision.longtail.aggregate",
+    "WeightedLogits": "moeapps.vision.longtail.aggregate",
+    "PriorCorrected": "moeapps.vision.longtail.aggregate",
+    "Dempster": "moeapps.vision.longtail.aggregate",
+    "TLCSoft": "moeapps.vision.longtail.aggregate",
+    "Sequential": "moeapps.vision.longtail.early_exit",
+    "MaxProb": "moeapps.vision.longtail.early_exit",
+    "Doubt": "moeapps.vision.longtail.early_exit",
+    "ExpertAssignment": "moeapps.vision.longtail.expert_assignment",
+    "fit_expert_assignment": "moeapps.vision.longtail.expert_assignment",
 }
 
 __all__ = [*_NAMES]

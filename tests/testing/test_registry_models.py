@@ -9,7 +9,7 @@ from moeapps.testing.streams import StreamSubject
 
 BY_DOMAIN = {
     domain: sorted(name for name, entry in MODELS.items() if entry.domain == domain)
-    for domain in ("graphs", "recsys", "streams")
+    for domain in ("graphs", "recsys", "streams", "vision")
 }
 
 
@@ -18,7 +18,7 @@ def test_every_model_is_checked():
 
 
 @pytest.mark.parametrize("check", MODEL_CHECKS)
-@pytest.mark.parametrize("name", BY_DOMAIN["graphs"] + BY_DOMAIN["recsys"])
+@pytest.mark.parametrize("name", BY_DOMAIN["graphs"] + BY_DOMAIN["recsys"] + BY_DOMAIN["vision"])
 def test_model(name, check):
     entry = MODELS[name]
     if entry.domain == "graphs":
