@@ -14,15 +14,14 @@ from moeapps.vision.datasets import ImageSet
 from moeapps.vision.transforms import (
     BATCHED,
     NORMALISATION,
-    ImageViews,
     TwoView,
     batched,
     cifar_strong,
     cifar_weak,
     pair_digits_strong,
     per_image,
-    seeded,
 )
+from moeapps.vision.views import ImageViews, seeded
 
 v2 = pytest.importorskip("torchvision.transforms.v2", reason='needs pip install "moeapps[vision]"')
 

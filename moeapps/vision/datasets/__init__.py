@@ -20,6 +20,13 @@ DATASETS = Catalogue(
         "cifar10-lt": "cifar:read",
         "cifar100-lt": "cifar:read",
         "mnist-lt": "mnist:read",
+        "imagenet-lt": "file_lists:read",
+        "places-lt": "file_lists:read",
+        "inaturalist-2018": "file_lists:read",
+        "awa2": "attributes:read",
+        "cub": "attributes:read",
+        "sun": "attributes:read",
+        "flo": "attributes:read",
         "pathmnist": "npz:read",
         "dermamnist": "npz:read",
         "bloodmnist": "npz:read",
@@ -33,17 +40,20 @@ card = DATASETS.card
 
 _HERE = "moeapps.vision.datasets"
 _NAMES = {
+    "AttributeSet": f"{_HERE}.attributes",
     "ImageFiles": f"{_HERE}.images",
     "ImageSet": f"{_HERE}.images",
     "LongTailSubset": f"{_HERE}.imbalance",
     "Splits": f"{_HERE}.images",
-    "exponential_counts": f"{_HERE}.imbalance",
+    "exponential_counts": f"{_HERE}.counts",
     "long_tail": f"{_HERE}.imbalance",
+    "read_file_list": f"{_HERE}.file_lists",
+    "read_image_folder": f"{_HERE}.image_folder",
     "read_npz": f"{_HERE}.npz",
     "pair_digits": f"{_HERE}.digits",
     "shifted_test": f"{_HERE}.imbalance",
-    "step_counts": f"{_HERE}.imbalance",
-    "tlc_counts": f"{_HERE}.imbalance",
+    "step_counts": f"{_HERE}.counts",
+    "tlc_counts": f"{_HERE}.counts",
 }
 __all__ = ["DATASETS", "card", "list_datasets", "load", "make_fixture", *_NAMES]
 

@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from moeapps.data.card import DatasetCard
 from moeapps.errors import ArgumentError
+from moeapps.vision.datasets.counts import exponential_counts
 from moeapps.vision.datasets.images import ImageSet, Splits
-from moeapps.vision.datasets.imbalance import exponential_counts, long_tailed_splits, shifted_test
+from moeapps.vision.datasets.imbalance import long_tailed_splits, shifted_test
 
 _UCI = {
     "domain": "vision",
@@ -96,7 +97,7 @@ def pair_digits(
             f"imbalance={imbalance} leaves the last class without an image of the {largest} that "
             "the first one has. Choose a smaller imbalance."
         )
-    images, labels = _digits()
+    images, labels = all_digits()
     # Separate generators: another number of test images leaves the training images as they are.
     pools, *draws = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4))
     shuffled = [pools.permutation(np.flatnonzero(labels == digit)) for digit in range(10)]
@@ -184,7 +185,7 @@ def read_digits(
     Raises:
         ArgumentError: A class has too few images, or would get none.
     """
-    images, labels = _digits()
+    images, labels = all_digits()
     rng = np.random.default_rng(seed)
     rows = [rng.permutation(np.flatnonzero(labels == digit)) for digit in range(10)]
     names = tuple(str(digit) for digit in range(10))
@@ -200,7 +201,8 @@ def read_digits(
 
 
 @functools.cache
-def _digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def all_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """All 1,797 images ``[N, 8, 8]`` from 0 to 1, and their digits."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

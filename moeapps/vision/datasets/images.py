@@ -29,7 +29,7 @@ class ImageFiles:
     """
 
     root: Path
-    names: NDArray[np.str_]
+    names: NDArray[Any]
     mode: str = "RGB"
     listed_in: Path | None = None
     lines: NDArray[np.int64] | None = None
@@ -37,6 +37,9 @@ class ImageFiles:
     def __post_init__(self) -> None:
         if self.mode not in CHANNELS:
             raise ArgumentError(f"mode={self.mode!r} is unknown. Choose {' or '.join(CHANNELS)}.")
+        # Half a million paths in fields as wide as the longest would take hundreds of megabytes.
+        compact = np.asarray(self.names, dtype=np.dtypes.StringDType())
+        object.__setattr__(self, "names", compact)
 
     def __len__(self) -> int:
         return len(self.names)
