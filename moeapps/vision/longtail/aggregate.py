@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from moeapps.errors import ArgumentError
 from moeapps.gating import Constant, Routing, combine, dempster, report_routing, softmax
-from moeapps.vision.longtail.evidence import log_engagement
+from moeapps.vision.longtail.evidence import Conflict, log_engagement
 from moeapps.vision.longtail.losses import log_prior
 
 Branch = Callable[[int, Tensor], tuple[Tensor, Tensor]]
@@ -205,6 +205,7 @@ class TLCSoft(Aggregator):
         eta: 0.2 for CIFAR, 0.5 for ImageNet.
         batch_normalised: As released: the softmax runs over the batch, not over the experts, so an
             image's logits depend on the other images. For comparisons only.
+        conflict: With whom an expert can be in conflict, see `log_engagement`.
 
     References:
         Li et al., *Trustworthy Long-Tailed Classification*, CVPR 2022.
@@ -215,13 +216,15 @@ class TLCSoft(Aggregator):
         tensor([[1.3099, 0.5067]])
     """
 
-    def __init__(self, eta: float = 0.2, *, batch_normalised: bool = False) -> None:
+    def __init__(
+        self, eta: float = 0.2, *, batch_normalised: bool = False, conflict: Conflict = "released"
+    ) -> None:
         super().__init__()
-        self.eta, self.batch_normalised = eta, batch_normalised
+        self.eta, self.batch_normalised, self.conflict = eta, batch_normalised, conflict
 
     def score(self, logits: Tensor) -> Tensor:
         """Engagement over eta; an expert that did not answer has no evidence."""
-        return log_engagement(heard(logits, NO_EVIDENCE))[..., :-1].exp() / self.eta
+        return log_engagement(logits, self.conflict)[..., :-1].exp() / self.eta
 
     def mix(self, logits: Tensor, routing: Routing) -> Tensor:
         """The weighted sum; with ``batch_normalised`` by the released weights."""

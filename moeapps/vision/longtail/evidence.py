@@ -33,7 +33,8 @@ def log_engagement(logits: Tensor, conflict: Conflict = "released") -> Tensor:
 
     Notes:
         For the weights of up to three experts both forms agree; the text of the paper describes the
-        joint opinion, its program compares neighbours.
+        joint opinion, its program compares neighbours. An expert whose logits are not finite has no
+        opinion.
 
     References:
         Li et al., *Trustworthy Long-Tailed Classification*, CVPR 2022.
@@ -53,6 +54,8 @@ def log_engagement(logits: Tensor, conflict: Conflict = "released") -> Tensor:
             f"log_engagement got logits {list(logits.shape)}; expected [..., experts, classes]. "
             "Keep the axis of the experts."
         )
+    silent = ~logits.logsumexp(-1, keepdim=True).isfinite()
+    logits = torch.where(silent, -1e30, logits)  # no evidence: doubt 1, no conflict with anybody
     beliefs, doubts = (part.unbind(-2) for part in opinions(logits))
     weights = [torch.zeros_like(doubts[0]), doubts[0]]
     before = beliefs[0], doubts[0]

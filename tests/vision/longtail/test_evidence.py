@@ -7,7 +7,11 @@ import torch
 from torch.distributions import Dirichlet, kl_divergence
 
 from moeapps.errors import ArgumentError
-from moeapps.vision.longtail.evidence import evidential_kl, log_engagement, log_uncertainty
+from moeapps.vision.longtail.evidence import (
+    evidential_kl,
+    log_engagement,
+    log_uncertainty,
+)
 
 # Evidence of four experts over two classes, S = sum + 2:
 #   (6, 2): b = (.6, .2), u = .2   (1, 1): b = (.25, .25), u = .5
@@ -109,3 +113,13 @@ def test_gradients():
     assert torch.autograd.gradcheck(lambda z: evidential_kl(z[:, 0], target), z)
     for conflict in ("released", "combined"):
         assert torch.autograd.gradcheck(lambda z, c=conflict: log_engagement(z, c), z)
+
+
+def test_an_expert_without_finite_logits_has_no_opinion():
+    z = LOGITS.clone()
+    z[:, 1] = math.nan
+    got = log_engagement(z, "combined").exp()
+    # of 1 and 3: Q = .6 * .5 = .3, u = .1 / .7; then b = (.3, .1 + .1 + .1) / .7, Q = .15 / .7
+    joint = 0.1 / 0.7
+    expected = torch.tensor([[1, 0.2, 0.2, joint, joint * 0.5 / (1 - 0.15 / 0.7)]])
+    torch.testing.assert_close(got, expected)
