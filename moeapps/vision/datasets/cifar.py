@@ -11,7 +11,7 @@ from moeapps.data.card import DataArchive, DataFile, DatasetCard
 from moeapps.data.integrity import reading
 from moeapps.data.locate import locate
 from moeapps.data.unpickle import load_arrays
-from moeapps.vision.datasets.images import ImageSet, Splits
+from moeapps.vision.datasets.images import ImageSet, Splits, images_of
 from moeapps.vision.datasets.imbalance import long_tailed_splits
 from moeapps.vision.datasets.npz import read_arrays
 
@@ -132,7 +132,7 @@ def read(
 def _read_npz(path: Path, card: DatasetCard) -> list[ImageSet]:
     arrays = read_arrays(path, ("train", "test"))
     names = CLASSES_10 if card.classes == 10 else tuple(map(str, range(card.classes)))
-    with reading(path):
+    with images_of(path):
         sets = [ImageSet(*arrays[split], names) for split in ("train", "test")]
         _require_photographs(sets)
     return sets
@@ -151,7 +151,7 @@ def _join(paths: list[Path], key: str, names: list[str]) -> ImageSet:
                 )
             pixels.append(images.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
             labels.append(found)
-    with reading(paths[0].parent):
+    with images_of(paths[0].parent):
         return ImageSet(np.concatenate(pixels), np.concatenate(labels), tuple(names))
 
 

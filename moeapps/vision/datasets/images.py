@@ -1,6 +1,7 @@
 """Labelled images, in memory or in files, and the splits that every reader gives."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moeapps.data.integrity import reading
 from moeapps.errors import ArgumentError, DataIntegrityError, DataNotFoundError
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class ImageFiles:
         path = self.root / str(self.names[index])
         try:
             with Image.open(path) as image:
-                pixels = np.asarray(image.convert(self.mode))
+                pixels = np.array(image.convert(self.mode))
         except FileNotFoundError as error:
             raise DataNotFoundError(f"{self.place(index)} is missing. Put it there.") from error
         except OSError as error:  # how Pillow reports a file that it cannot decode
@@ -262,6 +264,22 @@ class Splits:
         """Images of each split."""
         parts = {"train": self.train, "val": self.val, "test": self.test}
         return {name: len(part) for name, part in parts.items() if part is not None}
+
+
+@contextmanager
+def images_of(path: Path) -> Iterator[None]:
+    """Turn any error while images are made of a file's content into one that names the file.
+
+    Raises:
+        DataIntegrityError: When the content cannot be parsed or does not fit together.
+    """
+    try:
+        with reading(path):
+            yield
+    except ArgumentError as error:
+        raise DataIntegrityError(
+            f"{path} holds no such images: {error} It is not the published file, or made wrongly."
+        ) from error
 
 
 def _checked_images(images: NDArray[Any]) -> NDArray[Any]:

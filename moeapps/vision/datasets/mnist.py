@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from moeapps.data.card import DataFile, DatasetCard
 from moeapps.data.integrity import reading
 from moeapps.data.locate import locate
-from moeapps.vision.datasets.images import ImageSet, Splits
+from moeapps.vision.datasets.images import ImageSet, Splits, images_of
 from moeapps.vision.datasets.imbalance import long_tailed_splits
 
 _MIRRORS = (
@@ -95,7 +95,7 @@ def read(
     names = tuple(str(digit) for digit in range(10))
     sets = []
     for images, labels in (paths[:2], paths[2:]):
-        with reading(labels):
+        with images_of(labels):
             sets.append(ImageSet(read_idx(images), read_idx(labels), names))
     return long_tailed_splits(
         sets[0], None, sets[1], "official files",

@@ -1,0 +1,117 @@
+"""Images and labels that do not fit each other are refused; lazy files name list and line."""
+
+import numpy as np
+import pytest
+import torch
+
+from moeapps.errors import ArgumentError, DataNotFoundError
+from moeapps.vision.datasets import ImageFiles, ImageSet
+
+
+def blank(count=6, **sides):
+    return np.zeros((count, sides.get("height", 4), sides.get("width", 5), 3), np.uint8)
+
+
+def test_counts_are_those_of_the_labels_and_empty_classes_count_zero():
+    data = ImageSet(blank(), [2, 0, 2, 2, 0, 3], ("a", "b", "c", "d"))
+    assert data.class_counts.tolist() == [2, 0, 3, 1]
+    assert data.num_classes == 4
+    assert data.labels.dtype == np.int64
+
+
+def test_counts_that_disagree_with_the_labels_name_the_class():
+    with pytest.raises(ArgumentError, match="2 images of class 'b', but the labels have 3"):
+        ImageSet(blank(), [0, 0, 0, 1, 1, 1], ("a", "b"), np.array([3, 2]))
+    with pytest.raises(ArgumentError, match=r"shape \(3,\) for 2 classes"):
+        ImageSet(blank(), [0, 0, 0, 1, 1, 1], ("a", "b"), np.array([3, 3, 0]))
+    ImageSet(blank(), [0, 0, 0, 1, 1, 1], ("a", "b"), np.array([3, 3]))
+
+
+@pytest.mark.parametrize("wrong", [-1, 2])
+def test_label_out_of_range_is_named_with_its_image(wrong):
+    with pytest.raises(ArgumentError, match=f"Label {wrong} of image 4 is out of range"):
+        ImageSet(blank(), [0, 1, 0, 1, wrong, 0], ("a", "b"))
+
+
+def test_wrong_numbers_and_types_of_labels_are_refused():
+    with pytest.raises(ArgumentError, match="for 6 images"):
+        ImageSet(blank(), [0, 1], ("a", "b"))
+    with pytest.raises(ArgumentError, match="whole numbers"):
+        ImageSet(blank(), [0.0] * 6, ("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((6, 4, 4, 4), np.uint8), "1 or 3 channels"),
+        (np.zeros((6, 3, 8, 8), np.uint8), "1 or 3 channels"),
+        (np.zeros((6, 4), np.uint8), "1 or 3 channels"),
+        (np.zeros((6, 4, 4, 3), np.float64), "float64"),
+        (np.zeros((6, 4, 4, 3), np.int64), "int64"),
+    ],
+)
+def test_wrong_mode_shape_or_type_of_images_is_refused(images, message):
+    with pytest.raises(ArgumentError, match=message):
+        ImageSet(images, [0] * 6, ("a",))
+
+
+def test_tensor_is_from_0_to_1_channels_first():
+    images = blank()
+    images[3, 1, 2] = (255, 51, 0)
+    data = ImageSet(images, [0] * 6, ("a",))
+    whole = data.tensor()
+    assert whole.shape == (6, 3, 4, 5)
+    assert whole[3, :, 1, 2].tolist() == pytest.approx([1.0, 0.2, 0.0])
+    assert torch.equal(data.tensor([3, 0]), whole[[3, 0]])
+    assert data[3][0][:, 1, 2].tolist() == [255, 51, 0]
+    floats = ImageSet(np.full((1, 2, 2), 0.5, np.float32), [0], ("a",))
+    assert floats.tensor().unique().tolist() == [0.5]
+
+
+def test_hold_out_is_stratified_seeded_and_leaves_every_class_an_image():
+    labels = np.repeat([0, 1, 2, 3], [50, 10, 4, 1])
+    pixels = np.arange(65, dtype=np.uint8).reshape(65, 1, 1)
+    data = ImageSet(pixels, labels, tuple("abcd"))
+    kept, held = data.hold_out(0.2, seed=1)
+    assert kept.class_counts.tolist() == [40, 8, 4, 1]
+    assert held.class_counts.tolist() == [10, 2, 0, 0]
+    assert sorted([*kept.images.ravel(), *held.images.ravel()]) == list(range(65))
+    assert np.array_equal(data.hold_out(0.2, seed=1)[1].images, held.images)
+    assert not np.array_equal(data.hold_out(0.2, seed=2)[1].images, held.images)
+    assert data.hold_out(0.99)[0].class_counts.min() == 1
+    for share in (0, 1, -0.5):
+        with pytest.raises(ArgumentError, match="share="):
+            data.hold_out(share)
+
+
+def test_files_are_decoded_to_the_mode_asked_for(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason='needs pip install "moeapps[vision]"')
+    colours = np.zeros((5, 7, 4), np.uint8)
+    colours[..., 0], colours[..., 3] = 200, 255
+    image.fromarray(colours, "RGBA").save(tmp_path / "a.png")
+    image.fromarray(colours[..., 0], "L").save(tmp_path / "b.png")
+    names = np.array(["a.png", "b.png"])
+    files = ImageFiles(tmp_path, names)
+    assert files[0].shape == files[1].shape == (5, 7, 3)
+    assert files[0][0, 0].tolist() == [200, 0, 0]
+    assert files[1][0, 0].tolist() == [200, 200, 200]
+    assert ImageFiles(tmp_path, names, "L")[1].shape == (5, 7, 1)
+    data = ImageSet(files, [1, 0], ("x", "y")).take([1])
+    assert data[0][1] == 0
+    assert not data.in_memory
+    with pytest.raises(ArgumentError, match="any size"):
+        data.tensor()
+    with pytest.raises(ArgumentError, match="mode='CMYK' is unknown"):
+        ImageFiles(tmp_path, names, "CMYK")
+
+
+def test_file_that_went_missing_or_cannot_be_decoded_is_named(tmp_path):
+    pytest.importorskip("PIL", reason='needs pip install "moeapps[vision]"')
+    (tmp_path / "text.png").write_text("no image")
+    files = ImageFiles(
+        tmp_path, np.array(["text.png", "gone.png"]), "RGB", tmp_path / "list.txt", np.array([3, 9])
+    )
+    with pytest.raises(OSError, match=r"text\.png .*list\.txt, line 3.* cannot be decoded"):
+        files[0]
+    with pytest.raises(DataNotFoundError, match=r"gone\.png .*list\.txt, line 9.* is missing"):
+        files[1]
