@@ -5,6 +5,7 @@ from moeapps.lazy import lazy_names
 _NAMES: dict[str, str] = {
     "Branches": "moeapps.vision.backbones.branches",
     "CosineClassifier": "moeapps.vision.backbones.cosine",
+    "ExpertBranches": "moeapps.vision.backbones.timm_branches",
     "LongTailModel": "moeapps.vision.longtail.base",
     "CrossEntropy": "moeapps.vision.longtail.cross_entropy",
     "LogitAdjustment": "moeapps.vision.longtail.logit_adjustment",
