@@ -59,6 +59,20 @@ def test_wrong_checksum_is_refused(tmp_path):
         locate(card, root=tmp_path)
 
 
+def test_another_file_stands_in_where_the_published_one_is_absent(tmp_path):
+    digest = hashlib.sha256(b"1").hexdigest()
+    card = make_card(DataFile("a.gz", digest, 1, stand_ins=("a", "all.npz")))
+    (tmp_path / "all.npz").write_bytes(b"22")
+    assert locate(card, root=tmp_path) == {"a.gz": tmp_path / "all.npz"}
+    (tmp_path / "a").write_bytes(b"333")
+    assert locate(card, root=tmp_path) == {"a.gz": tmp_path / "a"}
+    (tmp_path / "a.gz").write_bytes(b"4")
+    with pytest.raises(DataIntegrityError, match="SHA-256"):
+        locate(card, root=tmp_path)
+    (tmp_path / "a.gz").write_bytes(b"1")
+    assert locate(card, root=tmp_path) == {"a.gz": tmp_path / "a.gz"}
+
+
 def test_archives_make_a_set_downloadable():
     packed = DataArchive(("https://toy.org/a.zip",), {"a": "toy/a"})
     assert make_card(DataFile("toy/a"), archives=(packed,)).downloadable

@@ -45,6 +45,7 @@ _NAMES = {
     "ImageSet": f"{_HERE}.images",
     "LongTailSubset": f"{_HERE}.imbalance",
     "Splits": f"{_HERE}.images",
+    "cifar100_superclasses": f"{_HERE}.cifar",
     "exponential_counts": f"{_HERE}.counts",
     "long_tail": f"{_HERE}.imbalance",
     "read_file_list": f"{_HERE}.file_lists",

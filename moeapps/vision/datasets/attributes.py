@@ -100,13 +100,21 @@ class AttributeSet:
         return self.rows[name]
 
 
+def _places(title: str) -> list[str]:
+    return [f"xlsa17/data/{title}/{file}" for file in (_FEATURES, _SPLITS)]
+
+
+# One large archive has three of the sets, so all three are taken from it at once.
+_ARCHIVE = DataArchive(
+    ("http://datasets.d2.mpi-inf.mpg.de/xian/xlsa17.zip",),
+    {place: place for title in ("AWA2", "CUB", "SUN") for place in _places(title)},
+)
+
+
 def _card(name: str) -> DatasetCard:
     title, images, classes, attributes, (trainval, seen, unseen) = _SETS[name]
-    places = [f"xlsa17/data/{title}/{file}" for file in (_FEATURES, _SPLITS)]
-    archives: tuple[DataArchive, ...] = ()
-    if name != "flo":  # which came with a later paper, without a stable address
-        url = "http://datasets.d2.mpi-inf.mpg.de/xian/xlsa17.zip"
-        archives = (DataArchive((url,), {place: place for place in places}),)
+    # FLO came with a later paper, without a stable address.
+    archives = () if name == "flo" else (_ARCHIVE,)
     return DatasetCard(
         name=name,
         title=title,
@@ -122,7 +130,7 @@ def _card(name: str) -> DatasetCard:
         url="https://www.mpi-inf.mpg.de/departments/computer-vision-and-machine-learning/"
         "research/zero-shot-learning",
         citation=f"{_CITATIONS[name]}; {_XIAN}",
-        files=tuple(map(DataFile, places)),
+        files=tuple(map(DataFile, _places(title))),
         archives=archives,
         notes="Features of a ResNet-101 trained on ImageNet, 2,048 per image.",
     )

@@ -129,6 +129,32 @@ def read(
     )  # fmt: skip
 
 
+def cifar100_superclasses(
+    root: str | Path | None = None, *, download: bool = False
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """The superclass of each of the hundred classes of CIFAR-100, and the superclasses' names.
+
+    Args:
+        root: Data home; the files are in ``<root>/cifar-100-python``.
+        download: Fetch missing files.
+
+    Returns:
+        ``[100]`` int64, and twenty names.
+
+    Raises:
+        DataNotFoundError: Naming missing files and their official page.
+        DataIntegrityError: A file is truncated, or a class has two superclasses.
+    """
+    files = locate(CARDS["cifar100-lt"], root=root, download=download)
+    names = _batch(files["meta"], "coarse_label_names")["coarse_label_names"]
+    batch = _batch(files["train"], "fine_labels", "coarse_labels")
+    with reading(files["train"]):
+        pairs = np.unique(np.stack([batch["fine_labels"], batch["coarse_labels"]], 1), axis=0)
+        if pairs[:, 0].tolist() != list(range(100)) or pairs[:, 1].max() >= len(names):
+            raise ValueError("its classes do not have one superclass each")
+    return pairs[:, 1].astype(np.int64), tuple(names)
+
+
 def _read_npz(path: Path, card: DatasetCard) -> list[ImageSet]:
     arrays = read_arrays(path, ("train", "test"))
     names = CLASSES_10 if card.classes == 10 else tuple(map(str, range(card.classes)))
@@ -172,21 +198,25 @@ def _require_photographs(sets: list[ImageSet]) -> None:
 def make_fixture(card: DatasetCard, root: Path, images: int, seed: int) -> None:
     """Write balanced batches of noise: ``images`` for training, at least two per class."""
     rng = np.random.default_rng(seed)
-    names = CLASSES_10 if card.classes == 10 else tuple(f"class {i:02d}" for i in range(100))
-    key, meta = (
-        ("labels", "label_names") if card.classes == 10 else ("fine_labels", "fine_label_names")
-    )
     parts = [file for file in card.files if not file.path.endswith("meta")]
     share = -(-max(images, 2 * card.classes) // (len(parts) - 1))
     for number, file in enumerate(parts):
         labels = (np.arange(share) + number * share) % card.classes
-        batch = {key: labels.tolist(), "data": _noise(rng, share), "batch_label": file.name}
+        batch: dict[str, Any] = {"batch_label": file.name}
+        batch["data"] = rng.integers(0, 256, (share, 3072), np.uint8)
+        if card.classes == 10:
+            batch["labels"] = labels.tolist()
+        else:
+            batch |= {"fine_labels": labels.tolist(), "coarse_labels": (labels // 5).tolist()}
         _dump(root / file.path, batch)
-    _dump(root / card.files[-1].path, {meta: list(names), "num_vis": 3072})
-
-
-def _noise(rng: np.random.Generator, count: int) -> NDArray[np.uint8]:
-    return rng.integers(0, 256, (count, 3072), np.uint8)
+    if card.classes == 10:
+        meta = {"label_names": list(CLASSES_10)}
+    else:
+        meta = {
+            "fine_label_names": [f"class {i:02d}" for i in range(100)],
+            "coarse_label_names": [f"superclass {i:02d}" for i in range(20)],
+        }
+    _dump(root / card.files[-1].path, meta)
 
 
 def _dump(path: Path, content: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import pytest
 from moeapps.errors import ArgumentError, DataIntegrityError, DataNotFoundError
 from moeapps.vision.datasets import (
     card,
+    cifar100_superclasses,
     load,
     make_fixture,
     read_file_list,
@@ -97,6 +98,19 @@ def test_cifar_npz_stands_in_for_the_official_files(tmp_path):
     np.savez(tmp_path / "cifar10.npz", **arrays)
     with pytest.raises(DataIntegrityError, match=r"expected \(32, 32, 3\)"):
         load("cifar10-lt", root=tmp_path)
+
+
+def test_superclasses_of_cifar100_are_read_and_must_be_unique(tmp_path):
+    make_fixture("cifar100-lt", tmp_path)
+    groups, names = cifar100_superclasses(tmp_path)
+    assert groups.tolist() == np.repeat(np.arange(20), 5).tolist()
+    assert len(names) == 20
+    path = tmp_path / "cifar-100-python/train"
+    batch = pickle.loads(path.read_bytes())
+    batch["coarse_labels"][0] = 7
+    path.write_bytes(pickle.dumps(batch, protocol=2))
+    with pytest.raises(DataIntegrityError, match="one superclass each"):
+        cifar100_superclasses(tmp_path)
 
 
 @pytest.mark.data
