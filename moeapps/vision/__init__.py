@@ -3,6 +3,11 @@
 from moeapps.lazy import lazy_names
 
 _NAMES: dict[str, str] = {
+    "ImageSet": "moeapps.vision.datasets.images",
+    "Splits": "moeapps.vision.datasets.images",
+    "long_tail": "moeapps.vision.datasets.imbalance",
+    "TwoView": "moeapps.vision.transforms",
+    "ImageViews": "moeapps.vision.views",
     "Branches": "moeapps.vision.backbones.branches",
     "CosineClassifier": "moeapps.vision.backbones.cosine",
     "ExpertBranches": "moeapps.vision.backbones.timm_branches",

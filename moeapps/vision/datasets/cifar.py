@@ -11,6 +11,7 @@ from moeapps.data.card import DataArchive, DataFile, DatasetCard
 from moeapps.data.integrity import reading
 from moeapps.data.locate import locate
 from moeapps.data.unpickle import load_arrays
+from moeapps.errors import DataNotFoundError
 from moeapps.vision.datasets.images import ImageSet, Splits, images_of
 from moeapps.vision.datasets.imbalance import long_tailed_splits
 from moeapps.vision.datasets.npz import read_arrays
@@ -146,6 +147,10 @@ def cifar100_superclasses(
         DataIntegrityError: A file is truncated, or a class has two superclasses.
     """
     files = locate(CARDS["cifar100-lt"], root=root, download=download)
+    if files["meta"].suffix == ".npz":
+        raise DataNotFoundError(
+            f"{files['meta']} has no superclasses. Put the official files beside it."
+        )
     names = _batch(files["meta"], "coarse_label_names")["coarse_label_names"]
     batch = _batch(files["train"], "fine_labels", "coarse_labels")
     with reading(files["train"]):
