@@ -98,3 +98,18 @@ def test_listing_needs_no_torch(tmp_path):
         "assert not {'torch', 'torch_geometric', 'lightning'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+def test_check_reads_images_and_names_what_stands_in_for_a_file(data, tmp_path):
+    raw = tmp_path / "MNIST/raw"
+    raw.mkdir(parents=True)
+    for split in ("train", "t10k"):
+        for kind, shape in (("images-idx3", (2000, 2, 2)), ("labels-idx1", (2000,))):
+            array = (np.arange(np.prod(shape)) % 10).astype(np.uint8)
+            header = bytes((0, 0, 8, len(shape))) + np.array(shape, ">u4").tobytes()
+            (raw / f"{split}-{kind}-ubyte").write_bytes(header + array.tobytes())
+    code, out = data("check", "mnist-lt", "--root", tmp_path)
+    assert code == 0
+    assert "train-images-idx3-ubyte stands in for it" in out
+    assert "2,000 test" in out
+    assert "here" in data("list", "mnist-lt", "--root", tmp_path)[1]
