@@ -1,0 +1,1 @@
+"""Generalised zero-shot classification: classes with images and classes with attributes only."""
