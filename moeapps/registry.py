@@ -323,6 +323,19 @@ MODELS: dict[str, ModelEntry] = {
         "mixture",
         num_experts=2,
     ),
+    "backdoor": ModelEntry(
+        "vision",
+        "moeapps.vision.longtail.backdoor:BackdoorAdjustment",
+        "image classification",
+        "Mean over fine-tuned models of timm that were pretrained in different ways",
+        "arXiv 2501.15955, ICML 2025",
+        {
+            "num_classes": 4,
+            "class_counts": [40, 20, 8, 2],
+            "models": ["test_efficientnet", {"name": "test_vit", "img_size": 16}],
+        },
+        ("long tail", "mixture"),
+    ),
     "advmoe": ModelEntry(
         "vision",
         "moeapps.vision.robust.advmoe:AdvMoE",

@@ -23,6 +23,7 @@ _NAMES: dict[str, str] = {
     "mixup": "moeapps.vision.longtail.balpoe",
     "MDCS": "moeapps.vision.longtail.mdcs",
     "TLC": "moeapps.vision.longtail.tlc",
+    "BackdoorAdjustment": "moeapps.vision.longtail.backdoor",
     "log_uncertainty": "moeapps.vision.longtail.evidence",
     "MeanLogits": "moeapps.vision.longtail.aggregate",
     "MeanProb": "moeapps.vision.longtail.aggregate",
