@@ -209,7 +209,7 @@ class FusedTables(EmbeddingStore):
             cat, columns = batch["cat"], getattr(self, f"columns_{number}")
             if columns is not None:
                 cat = cat.index_select(1, columns)
-            return F.embedding(cat + starts, table, sparse=self.sparse_grad)
+            return self._rows(cat + starts, table)
         if lookup.how in ("sum", "mean", "max"):
             return self._pool(lookup, batch, table)
         (feature,) = lookup.features
@@ -221,6 +221,13 @@ class FusedTables(EmbeddingStore):
         else:
             pooled = self._attend(feature, rows, bag["offsets"], batch, table)
         return pooled.unsqueeze(1)
+
+    def _rows(self, ids: Tensor, table: Tensor) -> Tensor:
+        if hasattr(table, "device_mesh"):  # in parts, on several processes
+            from moeapps.recsys.sharding import look_up
+
+            return look_up(ids, table)
+        return F.embedding(ids, table, sparse=self.sparse_grad)
 
     def _pool(self, lookup: _Lookup, batch: Batch, table: Tensor) -> Tensor:
         """Several bags as one list of bags: one reduction for all of them."""
@@ -241,7 +248,7 @@ class FusedTables(EmbeddingStore):
     def _last(self, rows: Tensor, bag: Mapping[str, Tensor], table: Tensor) -> Tensor:
         count = lengths(bag)
         newest = F.pad(rows, (0, 1))[(bag["offsets"] + count - 1).clamp_min(0)]
-        found = F.embedding(newest, table, sparse=self.sparse_grad)
+        found = self._rows(newest, table)
         return torch.where((count > 0).unsqueeze(1), found, 0)
 
     def _attend(
@@ -250,10 +257,12 @@ class FusedTables(EmbeddingStore):
         assert feature.query is not None
         column = [f.name for f in self.schema.categorical].index(feature.query)
         ids = batch["cat"][:, column] + self._starts[feature.query]
-        query = F.embedding(ids, table, sparse=self.sparse_grad)
-        asked = F.embedding(rows, table, sparse=self.sparse_grad)
-        place = torch.arange(rows.shape[0], device=rows.device)
-        asker = torch.searchsorted(offsets, place, right=True) - 1
+        query = self._rows(ids, table)
+        asked = self._rows(rows, table)
+        starts = offsets.new_zeros(rows.shape[0] + 1).scatter_add(
+            0, offsets, torch.ones_like(offsets)
+        )
+        asker = starts[:-1].cumsum(0) - 1  # whose row each id is in
         weights = self.attention[feature.name](query.index_select(0, asker), asked)
         return F.embedding_bag(
             rows, table, offsets, mode="sum", per_sample_weights=weights, sparse=self.sparse_grad
