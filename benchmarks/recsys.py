@@ -29,7 +29,7 @@ import torch
 
 from moeapps.recsys import MultiTaskRanker, RankingData, short_video_log, two_task_regression
 from moeapps.recsys.diagnostics import diagnose
-from moeapps.recsys.findings import findings
+from moeapps.recsys.problems import findings
 from moeapps.recsys.scoring import Collector, task_metrics
 from moeapps.registry import create_model
 from runs import Runs

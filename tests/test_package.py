@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import pkgutil
 import subprocess
 import sys
 
@@ -81,6 +82,13 @@ def test_unknown_model_offers_the_closest_name():
     assert "moeapps list" in str(error.value)
     with pytest.raises(KeyError):
         create_model("vision/gcn")
+
+
+@pytest.mark.parametrize("package", ["graphs", "recsys"])
+def test_no_lazy_name_is_hidden_by_a_module_of_that_name(package):
+    room = importlib.import_module(f"moeapps.{package}")
+    modules = {module.name for module in pkgutil.iter_modules(room.__path__)}
+    assert not modules & set(room.__all__)
 
 
 def test_missing_extra_names_the_command(monkeypatch):

@@ -77,7 +77,7 @@ def show(diagnosis: "Diagnosis") -> None:
     from rich.table import Table
 
     from moeapps.cli.console import console
-    from moeapps.recsys.findings import ADVICE, findings
+    from moeapps.recsys.problems import ADVICE, findings
 
     out = console()
     if not diagnosis.levels:

@@ -31,7 +31,7 @@ _NAMES: dict[str, str] = {
     "Predictor": "moeapps.recsys.serving",
     "predict_file": "moeapps.recsys.serving",
     "diagnose": "moeapps.recsys.diagnostics",
-    "findings": "moeapps.recsys.findings",
+    "findings": "moeapps.recsys.problems",
     "auc": "moeapps.recsys.metrics",
     "gauc": "moeapps.recsys.metrics",
     "log_loss": "moeapps.recsys.metrics",

@@ -95,7 +95,7 @@ class LevelDiagnosis:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Numbers of every level; :mod:`moeapps.recsys.findings` says what is unhealthy.
+    """Numbers of every level; :mod:`moeapps.recsys.problems` says what is unhealthy.
 
     Args:
         tasks: Names, in the order of ``grad_share``.

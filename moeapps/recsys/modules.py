@@ -393,7 +393,8 @@ class MultiTaskRanker(MoEModule):
 
         assert self.model is not None
         loader = self.trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
-        batches = list(itertools.islice(loader, _DIAGNOSED_BATCHES))
+        with torch.inference_mode(False):  # of a test; the diagnosis needs gradients
+            batches = list(itertools.islice(loader, _DIAGNOSED_BATCHES))
         found = diagnose(self.model, batches, criterion=self.criterion)
         served = self.model.cpu().fuse_for_inference()
         times = latency(served, batches[0])

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeapps.recsys.diagnostics import Diagnosis
-from moeapps.recsys.findings import ADVICE, THRESHOLDS, findings
+from moeapps.recsys.problems import ADVICE, THRESHOLDS, findings
 from moeapps.training.report import Section, Table
 
 

@@ -11,12 +11,12 @@ from ranking import TASKS, ranking_data
 
 from moeapps.recsys.diagnostics import Diagnosis, LevelDiagnosis, diagnose
 from moeapps.recsys.figures import CAPTIONS, diagnosis_figures, figures
-from moeapps.recsys.findings import ADVICE, THRESHOLDS, findings, own_weights
 from moeapps.recsys.losses import MultiTaskLoss
 from moeapps.recsys.models.home import HoME
 from moeapps.recsys.models.mmoe import MMoE
 from moeapps.recsys.models.ple import PLE
 from moeapps.recsys.models.shared_bottom import SharedBottom
+from moeapps.recsys.problems import ADVICE, THRESHOLDS, findings, own_weights
 from moeapps.recsys.sections import sections
 from moeapps.registry import MODELS
 from moeapps.testing.models import Subject
