@@ -224,7 +224,8 @@ class TLCSoft(Aggregator):
 
     def score(self, logits: Tensor) -> Tensor:
         """Engagement over eta; an expert that did not answer has no evidence."""
-        return log_engagement(logits, self.conflict)[..., :-1].exp() / self.eta
+        evidence = heard(logits, NO_EVIDENCE)
+        return log_engagement(evidence, self.conflict)[..., :-1].exp() / self.eta
 
     def mix(self, logits: Tensor, routing: Routing) -> Tensor:
         """The weighted sum; with ``batch_normalised`` by the released weights."""
