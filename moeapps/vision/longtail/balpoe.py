@@ -6,11 +6,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from moeapps.vision.longtail.base import LongTailModel
-from moeapps.vision.longtail.losses import logit_adjusted_cross_entropy
+from moeapps.vision.longtail.logit_adjustment import LogitAdjustment
 
 
-class BalPoE(LongTailModel):
+class BalPoE(LogitAdjustment):
     r"""A balanced product of experts.
 
     .. math:: L = \frac{1}{K} \sum_k \mathrm{CE}(z_k + \lambda_k \log \pi), \qquad
@@ -36,7 +35,7 @@ class BalPoE(LongTailModel):
 
     Example:
         >>> model = BalPoE(4, [40, 20, 10, 5], backbone="resnet8")
-        >>> model.lambdas
+        >>> model.lam
         [0.0, 1.0, 2.0]
         >>> images, target = mixup(torch.randn(6, 3, 32, 32), torch.arange(6) % 4, num_classes=4)
         >>> output, aux = model(images, return_aux=True)
@@ -74,18 +73,15 @@ class BalPoE(LongTailModel):
         num_experts: int = 3,
         **common: Any,
     ) -> None:
-        super().__init__(num_classes, class_counts, num_experts=num_experts, **common)
-        lambdas = torch.linspace(0, lambda_max, num_experts, dtype=torch.float64).tolist()
-        self.lambdas: list[float] = lambdas if num_experts > 1 else [lambda_max / 2]
+        lam = torch.linspace(0, lambda_max, num_experts, dtype=torch.float64).tolist()
+        if num_experts == 1:
+            lam = [lambda_max / 2]
+        super().__init__(num_classes, class_counts, lam=lam, num_experts=num_experts, **common)
 
     def loss_parts(self, aux: dict[str, Tensor], target: Tensor, epoch: int) -> dict[str, Tensor]:
         """The mean of the experts' cross-entropies."""
-        prior = self.log_prior
-        losses = [
-            logit_adjusted_cross_entropy(z, target, prior, lam)
-            for z, lam in zip(aux["logits"].unbind(1), self.lambdas, strict=True)
-        ]
-        return {"experts": torch.stack(losses).mean()}
+        parts = super().loss_parts(aux, target, epoch)
+        return {name: part / self.num_experts for name, part in parts.items()}
 
 
 def mixup(

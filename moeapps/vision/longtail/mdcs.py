@@ -8,11 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moeapps.errors import ArgumentError
-from moeapps.vision.longtail.base import LongTailModel
-from moeapps.vision.longtail.losses import logit_adjusted_cross_entropy
+from moeapps.vision.longtail.logit_adjustment import LogitAdjustment
 
 
-class MDCS(LongTailModel):
+class MDCS(LogitAdjustment):
     r"""More diverse experts, with consistency self-distillation.
 
     .. math::
@@ -27,11 +26,11 @@ class MDCS(LongTailModel):
     Args:
         num_classes: ``C``.
         class_counts: Training images of every class.
-        lambdas: Leaning of every expert: -0.5 sharpens the training prior, 1 is balanced, 2.5
+        lam: Leaning of every expert: -0.5 sharpens the training prior, 1 is balanced, 2.5
             favours rare classes. Their mean is 1, as balanced accuracy wants it.
         consistency: :math:`\omega`.
         ramp_epochs: :math:`R`; 0 for the full weight from the start.
-        num_experts: ``K``, as many as ``lambdas``.
+        num_experts: ``K``, as many as ``lam``.
         reduce_width: Narrower branches, as published for CIFAR.
         **common: Options of every model, see `LongTailModel`.
 
@@ -51,7 +50,7 @@ class MDCS(LongTailModel):
         >>> weak, strong = torch.randn(2, 6, 3, 32, 32)
         >>> output, aux = model(torch.cat([weak, strong]), return_aux=True)
         >>> list(model.loss_parts(aux, torch.arange(6) % 4, epoch=1))
-        ['experts', 'consistency']
+        ['adjusted_cross_entropy', 'consistency']
     """
 
     views = 2
@@ -107,26 +106,21 @@ class MDCS(LongTailModel):
         num_classes: int,
         class_counts: Sequence[int] | Tensor | None = None,
         *,
-        lambdas: Sequence[float] = (-0.5, 1.0, 2.5),
+        lam: float | Sequence[float] = (-0.5, 1.0, 2.5),
         consistency: float = 0.6,
         ramp_epochs: int = 20,
         num_experts: int = 3,
         reduce_width: bool = True,
         **common: Any,
     ) -> None:
-        if len(lambdas) != num_experts:
-            raise ArgumentError(
-                f"lambdas={list(lambdas)} for num_experts={num_experts}; expected one per expert. "
-                "Their mean should be 1, for example [1.0] or [0.0, 2.0]."
-            )
         super().__init__(
             num_classes,
             class_counts,
+            lam=lam,
             num_experts=num_experts,
             reduce_width=reduce_width,
             **common,
         )
-        self.lambdas = list(lambdas)
         self.consistency, self.ramp_epochs = consistency, ramp_epochs
 
     def loss_parts(self, aux: dict[str, Tensor], target: Tensor, epoch: int) -> dict[str, Tensor]:
@@ -138,16 +132,11 @@ class MDCS(LongTailModel):
                 "every image, torch.cat([weak, strong]). In a data module set views=2."
             )
         prior = self.log_prior
-        twice = torch.cat([target, target])
-        losses = [
-            logit_adjusted_cross_entropy(z, twice, prior, lam)
-            for z, lam in zip(logits.unbind(1), self.lambdas, strict=True)
-        ]
-        adjusted = logits + torch.tensor(self.lambdas).to(prior).outer(prior)
+        adjusted = logits + prior.new_tensor(self.lam).outer(prior)
         weak, strong = adjusted.chunk(2)
         consistency = consistency_kl(weak, strong, target).sum()
         return {
-            "experts": torch.stack(losses).sum(),
+            **super().loss_parts(aux, torch.cat([target, target]), epoch),
             "consistency": self._weight(epoch) * consistency,
         }
 

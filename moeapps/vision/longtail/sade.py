@@ -96,6 +96,7 @@ class SADE(LongTailModel):
             num_classes, class_counts, num_experts=3, reduce_width=reduce_width, **common
         )
         self.tau = tau
+        self.lam = [0.0, 1.0, 1 + tau]  # exact for exponentially falling counts
 
     def loss_parts(self, aux: dict[str, Tensor], target: Tensor, epoch: int) -> dict[str, Tensor]:
         """One cross-entropy per expert."""

@@ -26,7 +26,7 @@ def test_mean_over_experts_by_hand():
 )
 def test_lambdas_are_evenly_spread(num_experts, lambda_max, lambdas):
     model = BalPoE(2, COUNTS, num_experts=num_experts, lambda_max=lambda_max, backbone="resnet8")
-    assert model.lambdas == pytest.approx(lambdas)
+    assert model.lam == pytest.approx(lambdas)
 
 
 def test_loss_gradient():

@@ -20,7 +20,7 @@ def test_experts_are_summed_over_both_views_by_hand():
     parts = model_of().loss_parts({"logits": torch.zeros(2, 3, 2)}, torch.tensor([1]), epoch=1)
     # lambda -.5, 1, 2.5: odds of rare to frequent are 4^.5, 4^-1, 4^-2.5
     expected = sum(math.log(1 + 4**lam) for lam in (-0.5, 1, 2.5))
-    assert float(parts["experts"]) == pytest.approx(expected, rel=1e-5)
+    assert float(parts["adjusted_cross_entropy"]) == pytest.approx(expected, rel=1e-5)
 
 
 def test_consistency_by_hand():
@@ -108,9 +108,9 @@ def test_one_view_is_refused():
 
 
 def test_one_lambda_per_expert():
-    with pytest.raises(ArgumentError, match="num_experts=2"):
+    with pytest.raises(ArgumentError, match="3 values for 2 experts"):
         model_of(num_experts=2)
-    one = model_of(num_experts=1, lambdas=[1.0])
+    one = model_of(num_experts=1, lam=1.0)
     aux = {"logits": torch.randn(4, 1, 2)}
     assert one.loss(aux, torch.tensor([0, 1]), epoch=1).isfinite()
 
