@@ -1,0 +1,43 @@
+"""The guide runs from its first block to its last."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from moeapps.cli.main import main
+from moeapps.registry import MODELS
+
+ROOT = Path(__file__).parents[2]
+GUIDE = ROOT / "docs" / "vision.md"
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
+
+for package in ("sklearn", "timm", "torchvision"):
+    pytest.importorskip(package, reason='needs pip install "moeapps[vision]"')
+
+
+def test_every_block_of_the_guide_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for language, text in BLOCK.findall(GUIDE.read_text()):
+        if language == "python":
+            exec(compile(text, str(GUIDE), "exec"), names)
+        elif language == "yaml":
+            Path("own.yaml").write_text(text)
+        else:
+            for words in map(shlex.split, text.splitlines()):
+                if words[0] == "moeapps" and words[1] != "quickstart":
+                    assert main(words[1:]) == 0, words
+    labels, predicted = names["labels"], names["predicted"]
+    assert names["metrics"].balanced_accuracy(predicted, labels, 10) > 0.6
+    assert (names["skewed"] == 0).sum() > (predicted == 0).sum()
+    assert 1 <= (names["routing"].weights > 0).sum(1).float().mean() < 3
+    assert len(list(Path("runs").glob("*/*/*"))) == 2
+
+
+def test_the_guide_names_all_methods_for_long_tails():
+    methods = [name for name, entry in MODELS.items() if "long tail" in entry.tags]
+    assert len(methods) == 10
+    for name in methods:
+        assert f"`{name}`" in GUIDE.read_text(), name
