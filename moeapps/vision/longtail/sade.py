@@ -75,6 +75,7 @@ class SADE(LongTailModel):
             "cosine": True,
         },
     }
+    schedules["cifar10"] = schedules["cifar"] | {"lr": 0.05}
     schedule = schedules["cifar"]
 
     def __init__(
