@@ -37,7 +37,9 @@ class HoeffdingTree(StreamClassifier):
     Args:
         grace_period: Weight a leaf must see between two split attempts.
         max_depth: No splits below this depth; None is no limit.
-        delta: Allowed chance that a split is not the best one.
+        delta: Allowed chance that a split is not the best one. Compare trees at equal ``delta``
+            only: 1e-7 is the default here and in river, CapyMOA's is 1e-3, which makes trees at
+            least twice as large and is better on short streams (see `docs/streams.md`).
         tau: Split anyway once :math:`\epsilon` is below this.
         leaf_prediction: ``"mc"`` majority class, ``"nb"`` naive Bayes, ``"nba"`` the one of the
             two that was right more often in the leaf.
