@@ -3,7 +3,9 @@
 import contextlib
 import importlib
 import io
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,13 @@ from moeapps.recsys import (
 )
 from moeapps.recsys.batch import pack, take
 from moeapps.recsys.embeddings import FusedTables
+from moeapps.recsys.export import export_inputs, export_network
 from moeapps.recsys.losses import MultiTaskLoss
 from moeapps.recsys.metrics import gauc
+from moeapps.recsys.modules import MultiTaskRanker
 from moeapps.recsys.optimizers import ranking_optimizer
 from moeapps.registry import create_model
+from moeapps.training.export import export_onnx
 from moeapps.training.rowwise import RowwiseAdagrad
 
 VOCAB, FIELDS, NUMBERS = 1000, 26, 13
@@ -165,22 +170,45 @@ def step(peer: str, model: str, size: str, rows: int) -> dict[str, tuple[Timed, 
 
 
 def serve(peer: str, model: str, size: str, rows: int) -> dict[str, tuple[Timed, Timed]]:
-    """Probabilities of a small batch."""
+    """Probabilities of a small batch, from the fused model in torch and from its ONNX file."""
+    import onnxruntime
+
     dim, _, _, tasks, _ = SIZES[size]
-    ours = our_model(model, size, peer).fuse_for_inference()
+    module = MultiTaskRanker(
+        model=model, model_args=our_arguments(model, size, peer),
+        schema=schema_of(dim).to_dict(), tasks=[task.to_dict() for task in tasks_of(tasks)],
+    )  # fmt: skip
+    assert module.model is not None
+    ours = module.model.fuse_for_inference()
     batch = pack(columns(rows, tasks), schema_of(dim))
     theirs, inputs, _ = peer_side(peer, model, size, rows)
     theirs.eval()
+    make_inputs, shapes = export_inputs(module)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(
+            export_network(module), make_inputs, dynamic_shapes=shapes, path=path
+        )  # which checks that it gives what the model gives
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        session = onnxruntime.InferenceSession(path, options)
+    feed = {f"input/{name}": tensor.numpy() for name, tensor in batch.items()}
 
     @torch.inference_mode()
     def our_probabilities() -> None:
         ours.predict_proba(batch)
 
+    def exported_probabilities() -> None:
+        session.run(None, feed)
+
     @torch.inference_mode()
     def their_probabilities() -> None:
         theirs(inputs)
 
-    return {"serve": (our_probabilities, their_probabilities)}
+    return {
+        "serve eager": (our_probabilities, their_probabilities),
+        "serve onnx": (exported_probabilities, their_probabilities),
+    }
 
 
 def epoch(model: str, size: str, rows: int, batch_size: int) -> dict[str, tuple[Timed, Timed]]:

@@ -12,7 +12,9 @@ levels of PLE. Each library uses its own data layout and its default Adam.
 
 ``step``   zero the gradients, forward, losses, backward, optimiser; ``model`` is the same without
            the optimiser
-``serve``  probabilities of a small batch, with what each library offers for serving
+``serve``  probabilities of a small batch, twice: ``serve eager`` is the model of
+           ``fuse_for_inference()`` in torch, ``serve onnx`` the file that ``moeapps export`` writes
+           of it, in onnxruntime (the extra ``onnx``); the peers have their model in torch
 ``epoch``  loader, steps and validation metrics, by each library's own trainer
 ``loader`` shuffled batches of 4096 from columns in memory
 ``gauc``   a million rows of 50,000 users
@@ -35,12 +37,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from recsys_sides import MODELS, SIZES, Timed, epoch, grouped_auc, home, loader, serve, step, tables
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = {"torch-rechub": "torch_rechub", "deepctr-torch": "deepctr_torch"}
 KINDS = ("step", "serve", "epoch", "loader", "gauc", "tables", "home")
+ORDER = (
+    "step", "model", "serve eager", "serve onnx", "epoch", "loader", "gauc", "tables", "home",
+)  # fmt: skip
 
 
 def lines(quick: bool) -> list[tuple[str, dict[str, Any], Callable[[], Any], float | None]]:
@@ -107,6 +113,30 @@ def measure(pair: tuple[Timed, Timed], seconds: float) -> tuple[float, float]:
     return statistics.median(ours), statistics.median(theirs)
 
 
+class Products(TorchDispatchMode):
+    """Adds up the CPU seconds in products of matrices, which any implementation has to form."""
+
+    kinds = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm)
+    seconds = 0.0
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        """Run the operation, with a look at the clock."""
+        start = time.thread_time()
+        result = operation(*args, **(kwargs or {}))
+        if operation.overloadpacket in self.kinds:
+            self.seconds += time.thread_time() - start
+        return result
+
+
+def products(run: Timed) -> float:
+    """CPU seconds of a call in products of matrices."""
+    with Products() as counted:
+        run()
+    return counted.seconds
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure what is missing, write the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -120,7 +150,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / f"recsys_speed{'_quick' if options.quick else ''}.jsonl"
     done = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    known = {_key(row["kind"], row["line"]) for row in done}
+    known = {_key(row["kind"].split()[0], row["line"]) for row in done}
     for kind, line, build, bar in [] if options.render else lines(options.quick):
         if kind not in options.only or _key(kind, line) in known:
             continue
@@ -136,6 +166,8 @@ def main(arguments: list[str] | None = None) -> int:
                 "ratio": theirs / ours, "bar": None if name == "model" else bar,
                 "torch": torch.__version__, "load": round(os.getloadavg()[0], 1),
             }  # fmt: skip
+            if kind == "epoch":
+                row["products_ms"] = [1e3 * products(run) for run in pair]
             fresh.append(row)
             print(f"{time.strftime('%H:%M:%S')} {name} {line}: {row['ratio']:.2f}", flush=True)
         done += fresh
@@ -166,12 +198,13 @@ def render(rows: list[dict[str, Any]], quick: bool) -> str:
         f"{rows[0]['torch'] if rows else torch.__version__}. Medians of CPU time, sides timed in",
         "turn. *Ratio* is the peer's time over ours; for `home` it is the time of HoME over that",
         "of PLE, which should be 1.4 at most. `model` is `step` without the optimiser and has no",
-        "bar of its own. Times of `loader` are per row.", "",
+        "bar of its own. `serve eager` is our model of `fuse_for_inference()` in torch; `serve",
+        "onnx` is the file that `moeapps export --format onnx` writes of it, in onnxruntime on one",
+        "thread; the peer is its own model in torch, in both. Times of `loader` are per row.", "",
         "| kind | against | model | size | batch | ours ms | peer ms | ratio | bar | holds |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
-    order = [*KINDS[:1], "model", *KINDS[1:]]
-    for row in sorted(rows, key=lambda row: order.index(row["kind"])):
+    for row in sorted(rows, key=lambda row: ORDER.index(row["kind"])):
         line, is_home = row["line"], row["kind"] == "home"
         ratio = 1 / row["ratio"] if is_home else row["ratio"]
         bar = "<= 1.4" if is_home else "" if row["bar"] is None else f">= {row['bar']:g}"
@@ -181,7 +214,8 @@ def render(rows: list[dict[str, Any]], quick: bool) -> str:
             bar, holds(row),
         ]  # fmt: skip
         text.append("| " + " | ".join(cells) + " |")
-    have = {_key(row["kind"], row["line"]) for row in rows}
+    text += _bounds([row for row in rows if "products_ms" in row])
+    have = {_key(row["kind"].split()[0], row["line"]) for row in rows}
     missing = [
         " ".join(map(str, [kind, *line.values()]))
         for kind, line, _, _ in lines(quick)
@@ -194,6 +228,26 @@ def render(rows: list[dict[str, Any]], quick: bool) -> str:
         "Command: `python benchmarks/recsys_speed.py`", "",
     ]  # fmt: skip
     return "\n".join(text)
+
+
+def _bounds(rows: list[dict[str, Any]]) -> list[str]:
+    if not rows:
+        return []
+    text = [
+        "", "## What bounds an epoch", "",
+        "Milliseconds of an epoch in products of matrices, which both sides form alike and in the",
+        "same library. *Bound* is the ratio that no time for anything else would give: the peer's",
+        "epoch over our products.", "",
+        "| model | size | batch | our products | share of our epoch | peer's products | bound |",
+        "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in rows:
+        ours, theirs = row["products_ms"]
+        shape = [str(row["line"][name]) for name in ("model", "size", "batch")]
+        share, bound = f"{ours / row['ours_ms']:.0%}", f"{row['peer_ms'] / ours:.2f}"
+        cells = [*shape, f"{ours:.4g}", share, f"{theirs:.4g}", bound]
+        text.append("| " + " | ".join(cells) + " |")
+    return text
 
 
 def _processor() -> str:
