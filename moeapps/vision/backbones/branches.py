@@ -99,23 +99,8 @@ class Branches(nn.Module):
         return torch.stack(logits, 1), torch.stack(features, 1)
 
     def _check(self, images: Tensor) -> None:
-        if images.dim() != 4 or images.shape[1] != self.in_channels:
-            raise ArgumentError(
-                f"images are {list(images.shape)}, expected [B, {self.in_channels}, H, W]. "
-                + _advice(images, self.in_channels)
-            )
-        if not images.is_floating_point():
-            raise ArgumentError(
-                f"images are {images.dtype}, expected float, normalised. Convert them: "
-                "(images / 255 - mean) / std."
-            )
-        size = tuple(images.shape[-2:])
-        if self.image_size is not None and size != self.image_size:
-            raise ArgumentError(
-                f"images are {size[0]}x{size[1]} pixels, this backbone takes "
-                f"{self.image_size[0]}x{self.image_size[1]}. Resize them, or build the backbone "
-                "with that img_size."
-            )
+        check_images(images, self.in_channels, self.image_size)
+        size = images.shape[-2:]
         one_value = self.stride > 1 and max(size) <= self.stride
         if self.training and one_value and images.shape[0] == 1:
             raise ArgumentError(
@@ -123,6 +108,33 @@ class Branches(nn.Module):
                 f"stride {self.stride} there is one value per channel. Use larger batches (and "
                 "drop_last=True), larger images, or model.eval()."
             )
+
+
+def check_images(
+    images: Tensor, in_channels: int, image_size: tuple[int, int] | None = None
+) -> None:
+    """Refuse images that a backbone does not take.
+
+    Raises:
+        ArgumentError: With what to do.
+    """
+    if images.dim() != 4 or images.shape[1] != in_channels:
+        raise ArgumentError(
+            f"images are {list(images.shape)}, expected [B, {in_channels}, H, W]. "
+            + _advice(images, in_channels)
+        )
+    if not images.is_floating_point():
+        raise ArgumentError(
+            f"images are {images.dtype}, expected float, normalised. Convert them: "
+            "(images / 255 - mean) / std."
+        )
+    size = tuple(images.shape[-2:])
+    if image_size is not None and size != image_size:
+        raise ArgumentError(
+            f"images are {size[0]}x{size[1]} pixels, this backbone takes "
+            f"{image_size[0]}x{image_size[1]}. Resize them, or build the backbone with that "
+            "img_size."
+        )
 
 
 def _advice(images: Tensor, channels: int) -> str:

@@ -34,6 +34,7 @@ class BasicBlock(nn.Module):
         self.stride = stride
         new = channels - in_channels
         self.padding = (new // 2, new - new // 2)
+        self.groups = 1  # blocks of several experts side by side
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, C, H, W] -> [B, channels, H / stride, W / stride]``."""
@@ -41,7 +42,8 @@ class BasicBlock(nn.Module):
         if self.stride > 1:
             shortcut = x[:, :, :: self.stride, :: self.stride]
         if any(self.padding):
-            shortcut = F.pad(shortcut, (0, 0, 0, 0, *self.padding))
+            shortcut = shortcut.unflatten(1, (self.groups, -1))
+            shortcut = F.pad(shortcut, (0, 0, 0, 0, *self.padding)).flatten(1, 2)
         y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         return F.relu(self.bn2(self.conv2(y)) + shortcut, inplace=True)
 

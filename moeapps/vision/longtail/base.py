@@ -1,5 +1,6 @@
 """What every classifier for long-tailed classes shares: experts, counts, aggregation."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
@@ -132,6 +133,34 @@ class LongTailModel(nn.Module):
         aux = {"logits": logits, "features": features}
         output: Tensor = self.aggregate(logits, features)
         return (output, aux) if return_aux else output
+
+    def fuse_for_inference(self, *, grouped: bool | None = None) -> "LongTailModel":
+        """A copy for serving, in eval mode; its outputs agree to 1e-5.
+
+        BatchNorm goes into the convolutions before it.
+
+        Args:
+            grouped: Whether all experts run in one pass as groups of the convolutions: faster for
+                small batches and reduced widths, but nothing can be skipped. None groups several
+                experts of a ResNet unless ``aggregate`` is an early exit.
+
+        Raises:
+            ArgumentError: The experts cannot be grouped.
+        """
+        from moeapps.vision.backbones.fused import GroupedBranches, can_group, folded
+
+        if grouped is None:
+            grouped = can_group(self.backbone) and not self.aggregate.skips
+        if grouped and self.aggregate.skips:
+            raise ArgumentError(
+                "grouped=True computes all experts, so the early exit would skip nothing. Use "
+                "grouped=False, or replace aggregate first."
+            )
+        with torch.no_grad():
+            fused = copy.deepcopy(self).eval().requires_grad_(False)
+            make = GroupedBranches if grouped else folded
+            fused.backbone = make(fused.backbone)  # type: ignore[assignment]
+        return fused
 
     def loss(self, aux: dict[str, Tensor], target: Tensor, epoch: int) -> Tensor:
         """The method's loss, a scalar: the sum of its parts.
