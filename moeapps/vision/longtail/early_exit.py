@@ -8,14 +8,13 @@ from torch import Tensor, nn
 
 from moeapps.errors import ArgumentError
 from moeapps.vision.longtail.aggregate import (
-    NO_EVIDENCE,
     Aggregator,
     Branch,
     MeanLogits,
     answered,
     heard,
 )
-from moeapps.vision.longtail.evidence import log_uncertainty
+from moeapps.vision.longtail.evidence import Conflict, log_uncertainty
 
 ExitRule = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -41,19 +40,26 @@ class MaxProb(nn.Module):
 class Doubt(nn.Module):
     """Go on while the experts' joint doubt (evidential, as in TLC) exceeds ``threshold``.
 
+    ``conflict`` says with whom an expert can be in conflict, see `log_engagement`.
+
     Example:
         >>> logits = torch.tensor([[[6.0, 2.0]], [[0.5, 0.5]]]).log()  # u = 0.2 and 0.67
         >>> Doubt(0.5)(logits)
         tensor([False,  True])
     """
 
-    def __init__(self, threshold: float = 0.5) -> None:
+    def __init__(self, threshold: float = 0.5, *, conflict: Conflict = "released") -> None:
         super().__init__()
-        self.threshold = threshold
+        if not 0 < threshold <= 1:
+            raise ArgumentError(
+                f"threshold={threshold:g} is no doubt to exceed. Choose 0 < threshold <= 1; "
+                "without an early exit all experts answer."
+            )
+        self.threshold, self.conflict = threshold, conflict
 
     def forward(self, logits: Tensor, features: Tensor | None = None) -> Tensor:
         """Whether each image needs another expert after ``logits [A, k, C]``, bool ``[A]``."""
-        return log_uncertainty(heard(logits, NO_EVIDENCE)) > math.log(self.threshold)
+        return log_uncertainty(logits, self.conflict) > math.log(self.threshold)
 
 
 class Sequential(Aggregator):

@@ -141,7 +141,9 @@ class TLC(LDAM):
 
         The later branches then compute these images alone. None asks all experts again.
         """
-        self.aggregate = self.soft if above is None else Sequential(Doubt(above), self.soft)
+        self.aggregate = self.soft
+        if above is not None:
+            self.aggregate = Sequential(Doubt(above, conflict=self.conflict), self.soft)
 
     def loss_parts(self, aux: dict[str, Tensor], target: Tensor, epoch: int) -> dict[str, Tensor]:
         """The three terms, each over the images that engage the expert."""

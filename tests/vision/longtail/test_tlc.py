@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from moeapps.errors import ArgumentError
 from moeapps.gating import record
 from moeapps.vision.longtail.evidence import evidential_kl, log_engagement
 from moeapps.vision.longtail.losses import ldam_margins
@@ -181,4 +182,10 @@ def test_combined_conflict_reaches_loss_and_output():
     z = torch.randn(6, 5, 2)
     one, two = model_of(num_experts=5), model_of(num_experts=5, conflict="combined")
     assert not torch.allclose(one.aggregate(z), two.aggregate(z))
-    assert two.aggregate.conflict == "combined"
+    two.engage(0.1)
+    assert two.aggregate.rule.conflict == two.aggregate.inner.conflict == "combined"
+
+
+def test_engaging_above_no_doubt_is_refused():
+    with pytest.raises(ArgumentError, match="threshold=0"):
+        model_of().engage(0.0)
