@@ -17,10 +17,14 @@ SCHEMA = 1
 
 # Short names a configuration may use for ``class_path``.
 CLASSES = {
+    "AdversarialClassifier": "moeapps.vision.robust.modules.AdversarialClassifier",
+    "LongTailClassifier": "moeapps.vision.longtail.modules.LongTailClassifier",
+    "LongTailData": "moeapps.vision.longtail.datamodules.LongTailData",
     "MowstClassifier": "moeapps.graphs.modules.MowstClassifier",
     "MultiTaskRanker": "moeapps.recsys.modules.MultiTaskRanker",
     "NodeClassifier": "moeapps.graphs.modules.NodeClassifier",
     "NodeData": "moeapps.graphs.datamodules.NodeData",
+    "PixelData": "moeapps.vision.robust.datamodules.PixelData",
     "RankingData": "moeapps.recsys.datamodules.RankingData",
     "RankingFiles": "moeapps.recsys.datamodules.RankingFiles",
 }

@@ -157,6 +157,8 @@ def _chosen(facts: dict[str, Any]) -> str:
     best = facts.get("best") or {}
     if facts.get("status") != "complete":
         return ""
+    if best.get("epoch") is None and not best.get("monitor"):
+        return "Weights at the end of the training. The test part was used once."
     text = "Weights chosen on the validation part"
     if best.get("monitor"):
         text += f" by `{best['monitor']}`"

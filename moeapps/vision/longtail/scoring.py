@@ -1,0 +1,188 @@
+"""From collected predictions to the numbers and arrays of a test."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moeapps import gating
+from moeapps.vision.longtail.base import LongTailModel
+from moeapps.vision.longtail.early_exit import Doubt, MaxProb, Sequential
+from moeapps.vision.longtail.evidence import log_uncertainty
+from moeapps.vision.longtail.metrics import (
+    GROUPS,
+    balanced_accuracy,
+    calibration_error,
+    class_groups,
+    disagreement,
+    expert_group_accuracy,
+    group_accuracy,
+    mean_off_diagonal,
+    pairwise_kl,
+    per_class_accuracy,
+    reliability,
+)
+from moeapps.vision.longtail.tlc import TLC
+from moeapps.vision.longtail.uncertainty import failure_prediction, tail_detection
+
+_SWEEP = 15  # points of the curve of accuracy against experts
+
+
+class Predictions:
+    """Tensors of batches by name, joined at the end.
+
+    Example:
+        >>> rows = Predictions()
+        >>> for _ in range(2):
+        ...     rows.add(target=torch.tensor([1]))
+        >>> rows.finish()["target"]
+        tensor([1, 1])
+    """
+
+    def __init__(self, joined: dict[str, Tensor] | None = None) -> None:
+        self._parts: dict[str, list[Tensor]] = {}
+        self._joined = joined or {}
+
+    def add(self, **tensors: Tensor) -> None:
+        """A batch."""
+        for name, tensor in tensors.items():
+            self._parts.setdefault(name, []).append(tensor.detach().cpu())
+
+    def finish(self) -> "Predictions":
+        """All batches together; this object is empty again."""
+        joined = {name: torch.cat(parts) for name, parts in self._parts.items()}
+        self._parts = {}
+        return Predictions(joined)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._joined[name]
+
+
+def scores(rows: Predictions, model: LongTailModel, *, many: float, few: float) -> dict[str, float]:
+    """Accuracies of the output, and its cross-entropy.
+
+    Args:
+        rows: ``output [N, C]`` and ``target [N]``.
+        model: With its class counts.
+        many: See `group_accuracy`.
+        few: See `group_accuracy`.
+    """
+    output, target = rows["output"].float(), rows["target"]
+    predicted = output.argmax(-1)
+    groups = group_accuracy(predicted, target, model.counts.cpu(), many=many, few=few)
+    return {
+        "accuracy": float((predicted == target).float().mean()),
+        "balanced_accuracy": balanced_accuracy(predicted, target, model.num_classes),
+        **{f"accuracy/{name}": value for name, value in groups.items()},
+        "loss": float(F.cross_entropy(output, target)),
+    }
+
+
+def expert_scores(rows: Predictions, model: LongTailModel) -> dict[str, float]:
+    """Calibration, failure prediction, and how the experts differ.
+
+    Args:
+        rows: ``output [N, C]``, ``target [N]``, ``logits [N, K, C]``, ``used [N]``.
+        model: Whose uncertainty is evidential if it is `TLC`.
+    """
+    output, target, logits = rows["output"], rows["target"], rows["logits"]
+    probabilities = output.double().softmax(-1)
+    doubt = uncertainty(model, output, logits)
+    known = ~doubt.isnan()
+    counts = model.counts.cpu()
+    tail = torch.zeros(len(counts), dtype=torch.bool)
+    tail[counts.argsort(stable=True)[: len(counts) // 3]] = True
+    failure = failure_prediction(doubt[known], (output.argmax(-1) == target)[known])
+    rare = tail_detection(doubt[known], target[known], tail)
+    found = {
+        "ece": calibration_error(probabilities, target),
+        **{f"failure/{name}": value for name, value in failure.items()},
+        **{f"tail/{name}": value for name, value in rare.items()},
+    }
+    if logits.shape[1] > 1:
+        for k, one in enumerate(logits.unbind(1), 1):
+            found[f"accuracy/expert_{k}"] = float((one.argmax(-1) == target).float().mean())
+        found["experts/disagreement"] = mean_off_diagonal(disagreement(logits))
+        found["experts/kl"] = mean_off_diagonal(pairwise_kl(logits))
+        found["experts/used"] = float(rows["used"].float().mean())
+    return found
+
+
+def uncertainty(model: LongTailModel, output: Tensor, logits: Tensor) -> Tensor:
+    """Doubt about each image, ``[N]``: evidential for `TLC`, else ``-log`` of the largest p.
+
+    NaN where no expert gave finite logits.
+    """
+    if isinstance(model, TLC):
+        answered = logits.isfinite().all(-1).any(-1)
+        return torch.where(answered, log_uncertainty(logits.double()), torch.nan)
+    return -F.log_softmax(output.double(), -1).amax(-1)
+
+
+def engagement_curve(model: LongTailModel, logits: Tensor, target: Tensor) -> Tensor:
+    """Accuracy against the mean number of experts, over thresholds of an early exit.
+
+    The rule is doubt for `TLC` and the largest probability for others; the thresholds are quantiles
+    of what the first expert says, so that all shares of images come up.
+
+    Returns:
+        ``[points, 3]``: threshold, mean experts, accuracy.
+    """
+    inner = model.aggregate
+    inner = copy.deepcopy(inner.inner if isinstance(inner, Sequential) else inner).cpu()
+    evidential = isinstance(model, TLC)
+    first = logits[:, :1]
+    value = (
+        log_uncertainty(first.double()).exp() if evidential else first[:, 0].softmax(-1).amax(-1)
+    )
+    quantiles = torch.linspace(0, 1, _SWEEP, dtype=value.dtype)
+    thresholds = torch.quantile(value[value.isfinite()], quantiles).unique()
+    points = []
+    for threshold in [0.0, *thresholds.tolist(), 1.0 + 1e-6]:
+        rule = Doubt(max(threshold, 1e-30)) if evidential else MaxProb(threshold)
+        exits = Sequential(rule, inner)
+        with gating.record(exits) as recording, torch.no_grad():
+            predicted = exits(logits).argmax(-1)
+        (*_, routing) = (calls[-1] for calls in recording.routings.values() if calls)
+        used = (routing.weights > 0).sum(-1).float().mean()
+        right = (predicted == target).float().mean()
+        points.append([threshold, float(used), float(right)])
+    return torch.tensor(sorted(points, key=lambda point: point[1]))
+
+
+def report_arrays(
+    rows: Predictions,
+    model: LongTailModel,
+    *,
+    many: float,
+    few: float,
+    class_names: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """What the figures of a report are drawn from."""
+    output, target, logits = rows["output"], rows["target"], rows["logits"]
+    counts, classes = model.counts.cpu(), model.num_classes
+    deciders = [output, *(logits.unbind(1) if logits.shape[1] > 1 else ())]
+    called = [one.argmax(-1) for one in deciders]
+    groups = expert_group_accuracy(torch.stack(deciders, 1), target, counts, many=many, few=few)
+    of = class_groups(counts, many=many, few=few)
+    found: dict[str, Any] = {
+        "class_counts": counts.numpy(),
+        "class_names": np.array(list(class_names or map(str, range(classes)))),
+        "group_names": np.array(GROUPS),
+        "group_sizes": np.array([int(of[name].sum()) for name in GROUPS]),
+        "group_accuracy": groups.numpy(),
+        "class_accuracy": torch.stack(
+            [per_class_accuracy(one, target, classes) for one in called]
+        ).numpy(),
+        "reliability": reliability(output.softmax(-1), target).numpy(),
+    }
+    if logits.shape[1] > 1:
+        used = torch.zeros(classes).index_add(0, target, rows["used"].float())
+        found["disagreement"] = disagreement(logits).numpy()
+        found["experts_used"] = (used / torch.bincount(target, minlength=classes)).numpy()
+        found["engagement"] = engagement_curve(model, logits, target).numpy()
+    return found
