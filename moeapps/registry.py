@@ -360,6 +360,23 @@ MODELS: dict[str, ModelEntry] = {
         {"num_classes": 3, "backbone": "small_cnn", "ratio": 0.5, "in_channels": 3},
         ("robust",),
     ),
+    "knowledge_concentration": ModelEntry(
+        "vision",
+        "moeapps.vision.specialists.knowledge_concentration:KnowledgeConcentration",
+        "image classification",
+        "Student of many specialists, its head split by group of classes",
+        "Gao et al., arXiv 1711.07607",
+        {
+            "num_classes": 5,
+            "class_to_vertical": [0, 1, 0, 1, 0],
+            "s1": 16,
+            "s2": 8,
+            "shared": 2,
+            "backbone": "resnet8",
+            "backbone_args": {"widths": [4, 6, 8]},
+        },
+        ("distillation",),
+    ),
     "hoeffding_tree": ModelEntry(
         "streams",
         "moeapps.streams.hoeffding_tree:HoeffdingTree",

@@ -12,17 +12,17 @@ from moeapps.vision.specialists.cost import count_macs, count_weights
 
 LOCAL = 1
 """The local expert's number; the global one is 0."""
-_PROJECTED = 8
+_PROJECTED, _HIDDEN = 8, 16
 
 
 class DoubtScore(nn.Module):
     r"""Whether the local expert should answer, from how sure the global one is.
 
-    .. math:: s = w^\top [\max p,\ p_{(1)} - p_{(2)},\ H(p),\ P f] + b, \qquad
+    .. math:: s = \mathrm{MLP}\big([\max p,\ p_{(1)} - p_{(2)},\ H(p),\ P f]\big), \qquad
         l = [0,\ s - \mathrm{logit}(t)]
 
     with the global expert's probabilities :math:`p` and features :math:`f`, a learned 8-wide
-    projection :math:`P` and the threshold :math:`t`.
+    projection :math:`P`, 16 hidden units and the threshold :math:`t`.
 
     Args:
         in_features: Width of the features.
@@ -40,7 +40,9 @@ class DoubtScore(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.project = nn.Linear(in_features, _PROJECTED, bias=False)
-        self.linear = nn.Linear(_PROJECTED + 3, 1)
+        self.network = nn.Sequential(
+            nn.Linear(_PROJECTED + 3, _HIDDEN), nn.ReLU(), nn.Linear(_HIDDEN, 1)
+        )
         self.register_buffer("threshold", torch.tensor(0.5))
         self.register_buffer("mean", torch.zeros(in_features))
         self.register_buffer("std", torch.ones(in_features))
@@ -54,7 +56,8 @@ class DoubtScore(nn.Module):
         entropy = -(p * log_p).sum(-1)
         sure = torch.stack([best[:, 0], best[:, 0] - best[:, 1], entropy], -1)
         projected = self.project((features - self.mean) / self.std)
-        return self.linear(torch.cat([sure, projected], -1)).squeeze(-1)
+        found: Tensor = self.network(torch.cat([sure, projected], -1)).squeeze(-1)
+        return found
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of global and local expert."""
@@ -99,8 +102,10 @@ class ExpertCustomization(nn.Module):
         >>> model = ExpertCustomization(LeNet5(10))
         >>> with record(model) as rec:
         ...     logits = model(torch.rand(3, 1, 28, 28))
-        >>> logits.shape, rec.routings["ExpertCustomization"][0].num_experts, model.overhead()["weights"] <= 0.05
-        (torch.Size([3, 10]), 2, True)
+        >>> logits.shape, rec.routings["ExpertCustomization"][0].num_experts
+        (torch.Size([3, 10]), 2)
+        >>> model.overhead()["weights"] <= 0.05
+        True
     """
 
     def __init__(
@@ -263,20 +268,25 @@ def local_loss(logits: Tensor, labels: Tensor, global_wrong: Tensor, kappa: floa
     return (weights * F.cross_entropy(logits, labels, reduction="none")).sum() / weights.sum()
 
 
-def gate_targets(global_right: Tensor, local_right: Tensor) -> tuple[Tensor, Tensor]:
+def gate_targets(
+    global_right: Tensor, local_right: Tensor, generic: Tensor
+) -> tuple[Tensor, Tensor]:
     """What the gate should say, and which images teach it something.
 
     Args:
         global_right: bool ``[B]``.
         local_right: bool ``[B]``.
+        generic: bool ``[B]``, whether an image is a generic one and not the user's.
 
     Returns:
-        1 where only the local expert is right, 0 where the global one is; and False where both are
-        wrong.
+        1 where only the local expert is right, else 0; and which images count. One that both get
+        wrong never does. A user's image that both get right does not either, as any answer of the
+        gate is right; a generic one says: leave it to the global expert.
 
     Example:
-        >>> right, local = torch.tensor([True, False, False]), torch.tensor([True, True, False])
-        >>> gate_targets(right, local)
-        (tensor([0., 1., 0.]), tensor([ True,  True, False]))
+        >>> right, local = torch.tensor([True, False, True]), torch.tensor([True, True, False])
+        >>> gate_targets(right, local, generic=torch.tensor([False, False, False]))
+        (tensor([0., 1., 0.]), tensor([False,  True,  True]))
     """
-    return (local_right & ~global_right).float(), local_right | global_right
+    counts = (global_right ^ local_right) | (generic & global_right)
+    return (local_right & ~global_right).float(), counts

@@ -99,13 +99,13 @@ class SCHead(nn.Module):
         hidden = F.relu(self.first(x.unsqueeze(0)))  # [1 or M, B, s1]
         own = F.relu(self.second(hidden))
         if self.shared is not None:
-            common = F.relu(self.shared(hidden)).expand(len(own), -1, -1)
+            common = F.relu(self.shared(hidden)).expand(own.shape[0], -1, -1)
             own = torch.cat([common, own], -1)
         return self._classify(own)
 
     def _classify(self, hidden: Tensor) -> Tensor:
         """Each class from the units of its vertical, ``[1 or M, B, s2] -> [B, N]``."""
-        if len(hidden) == 1:
+        if hidden.shape[0] == 1:
             logits = hidden[0] @ self.weight.T
         else:
             table = self.verticals.padded
@@ -116,7 +116,7 @@ class SCHead(nn.Module):
 
 
 class _Grouped(nn.Module):
-    """A linear layer per group, ``[1 or M, B, in] -> [M, B, out]``; one group is an ordinary one."""
+    """A linear layer per group, ``[1 or M, B, in] -> [M, B, out]``."""
 
     def __init__(self, groups: int, inputs: int, outputs: int, bias: bool) -> None:
         super().__init__()
@@ -124,8 +124,8 @@ class _Grouped(nn.Module):
         self.bias = nn.Parameter(torch.zeros(groups, 1, outputs)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        groups = len(self.weight)
-        if groups > 1 and len(x) == 1:  # all groups read the same: one wide product
+        groups = self.weight.shape[0]
+        if groups > 1 and x.shape[0] == 1:  # all groups read the same: one wide product
             wide = self.weight.movedim(0, 1).flatten(1)
             y = (x[0] @ wide).unflatten(-1, (groups, -1)).transpose(0, 1)
         else:

@@ -74,7 +74,7 @@ class Verticals(nn.Module):
 
     def sum_within(self, values: Tensor) -> Tensor:
         """Sum over the classes of each vertical, ``[B, N] -> [B, M]``."""
-        zeros = values.new_zeros(len(values), len(self))
+        zeros = values.new_zeros(values.shape[0], len(self.members))
         return zeros.index_add(1, self.of_class, values)
 
     def check_width(self, logits: Tensor) -> None:

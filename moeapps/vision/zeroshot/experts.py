@@ -26,7 +26,7 @@ class SeenExpert:
     """Multinomial logistic regression over the classes that have images.
 
     Args:
-        C: Inverse strength of the L2 penalty.
+        inverse_penalty: Of the L2 penalty: scikit-learn's ``C``.
         max_iter: Of L-BFGS.
 
     Attributes:
@@ -38,15 +38,15 @@ class SeenExpert:
         array([0, 0, 1, 1])
     """
 
-    def __init__(self, C: float = 1.0, max_iter: int = 2000) -> None:
-        self.C, self.max_iter = C, max_iter
+    def __init__(self, inverse_penalty: float = 1.0, max_iter: int = 2000) -> None:
+        self.inverse_penalty, self.max_iter = inverse_penalty, max_iter
         self.classes: Array = np.empty(0, np.int64)
 
     def fit(self, features: Array, labels: Array) -> "SeenExpert":
         """Learn from images of at least two classes."""
         from sklearn.linear_model import LogisticRegression
 
-        self._model = LogisticRegression(C=self.C, max_iter=self.max_iter)
+        self._model = LogisticRegression(C=self.inverse_penalty, max_iter=self.max_iter)
         self._model.fit(features, labels)
         self.classes = self._model.classes_
         return self
@@ -119,7 +119,7 @@ class DAP:
     with binary attributes :math:`s` and their share :math:`\pi_a` among the training classes.
 
     Args:
-        C: Inverse strength of the L2 penalty.
+        inverse_penalty: Of the L2 penalty: scikit-learn's ``C``.
         threshold: An attribute above it counts as there; None takes its mean over all classes.
 
     Notes:
@@ -137,8 +137,8 @@ class DAP:
         array([0])
     """
 
-    def __init__(self, C: float = 1.0, threshold: float | None = None) -> None:
-        self.C, self.threshold = C, threshold
+    def __init__(self, inverse_penalty: float = 1.0, threshold: float | None = None) -> None:
+        self.inverse_penalty, self.threshold = inverse_penalty, threshold
 
     def fit(self, features: Array, labels: Array, attributes: Array) -> "DAP":
         """Learn every attribute.
@@ -159,7 +159,7 @@ class DAP:
             )
         self._binary, self._share = binary[:, learned].astype(float), share[learned]
         self._models = [
-            LogisticRegression(C=self.C, max_iter=2000).fit(features, column)
+            LogisticRegression(C=self.inverse_penalty, max_iter=2000).fit(features, column)
             for column in binary[np.ix_(labels, np.flatnonzero(learned))].T
         ]
         return self
