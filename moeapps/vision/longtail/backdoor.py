@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from moeapps.errors import ArgumentError, DataNotFoundError
 from moeapps.lazy import needs_extra
+from moeapps.vision.backbones.branches import Branches, Parts
 from moeapps.vision.longtail.aggregate import MeanProb, PriorCorrected
 from moeapps.vision.longtail.base import LongTailModel, checked_counts
 from moeapps.vision.longtail.losses import logit_adjusted_cross_entropy
@@ -38,8 +39,8 @@ class BackdoorAdjustment(LongTailModel):
         in_channels: Channels of an image, for models made by name.
 
     Shape:
-        - images ``[B, in_channels, H, W]`` -> logits ``[B, classes]``; ``aux`` holds the
-          models' logits, and features of width 0
+        - images ``[B, in_channels, H, W]`` -> logits ``[B, classes]``; in ``aux``
+          the models' logits, which are the features too, as the widths of the models differ
 
     Raises:
         ArgumentError: No model, a name unknown to timm, or statistics that do not fit.
@@ -79,11 +80,11 @@ class BackdoorAdjustment(LongTailModel):
     ) -> None:
         nn.Module.__init__(self)  # models instead of a trunk with branches
         self.num_classes, self.scale, self.lam = num_classes, 1.0, lam
-        self.models = nn.ModuleList(
-            _Member(model, num_classes, in_channels, normalised_by) for model in models
-        )
-        if not self.models:
+        if not models:
             raise ArgumentError("models is empty. Give at least one module or name of timm.")
+        members = [_Member(model, num_classes, in_channels, normalised_by) for model in models]
+        parts = Parts(nn.Identity(), members, features=num_classes, in_channels=in_channels)
+        self.backbone = Branches(parts, [nn.Identity() for _ in members])
         self.aggregate = MeanProb()
         self.register_buffer("class_counts", None)
         if class_counts is not None:
@@ -95,31 +96,6 @@ class BackdoorAdjustment(LongTailModel):
             raise ArgumentError(
                 "test_prior needs class_counts, the prior that it replaces. Give both."
             )
-
-    @property
-    def num_experts(self) -> int:
-        """``M``."""
-        return len(self.models)
-
-    def trunk(self, images: Tensor) -> Tensor:
-        """Nothing is shared: the images themselves."""
-        return images
-
-    def branch(self, k: int, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits ``[B, C]`` of model ``k``; features of width 0, as the models' widths differ."""
-        logits: Tensor = self.models[k](hidden)
-        return logits, logits[:, :0]
-
-    def forward(
-        self, images: Tensor, return_aux: bool = False
-    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Logarithm of the mean probability, after the prior's correction."""
-        if self.aggregate.skips and not (return_aux or self.training):
-            return self.aggregate.run(images, self.branch, self.num_experts)
-        outputs = [self.branch(k, images) for k in range(self.num_experts)]
-        logits, features = (torch.stack(part, 1) for part in zip(*outputs, strict=True))
-        output: Tensor = self.aggregate(logits)
-        return (output, {"logits": logits, "features": features}) if return_aux else output
 
     def loss_parts(self, aux: dict[str, Tensor], target: Tensor, epoch: int) -> dict[str, Tensor]:
         """The sum of the models' own losses: each learns as if it were alone."""

@@ -64,7 +64,7 @@ def test_every_model_learns_as_if_it_were_alone():
 def test_a_model_with_nan_is_left_out():
     model = BackdoorAdjustment(3, COUNTS, models=two_models())
     with torch.no_grad():
-        model.models[0].model.logits.fill_(math.nan)
+        model.backbone.bodies[0].model.logits.fill_(math.nan)
     torch.testing.assert_close(model(IMAGES)[0].softmax(-1), torch.tensor([0.1, 0.8, 0.1]))
 
 
@@ -87,7 +87,7 @@ def test_weights_come_from_a_local_file_without_their_classifier(timm, tmp_path)
     torch.save(pretrained.state_dict(), tmp_path / "weights.pth")
     member = {"name": "test_efficientnet", "weights": str(tmp_path / "weights.pth")}
     model = BackdoorAdjustment(3, COUNTS, models=[member, "test_resnet"])
-    loaded = model.models[0].model
+    loaded = model.backbone.bodies[0].model
     assert torch.equal(loaded.conv_stem.weight, pretrained.conv_stem.weight)
     assert loaded.classifier.out_features == 3
     assert model.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 3)
@@ -101,7 +101,7 @@ def test_models_of_timm_get_images_in_their_own_units(timm):
     def normalise(mean, std):
         return (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
-    member = model.models[0].model
+    member = model.backbone.bodies[0].model
     own = normalise(member.pretrained_cfg["mean"], member.pretrained_cfg["std"])
     got = model(normalise(mean, std), return_aux=True)[1]["logits"][:, 0]
     torch.testing.assert_close(got, member(own), rtol=1e-4, atol=1e-5)
