@@ -37,12 +37,11 @@ class UnknownNameError(MoeappsError, KeyError, ValueError):
 
 
 class MissingExtraError(MoeappsError, ImportError):
-    """A package is not installed; ``extra`` of moeapps would have installed it."""
+    """A package is not installed; ``extra`` of moeapps, or ``command``, would have installed it."""
 
-    def __init__(self, extra: str, package: str) -> None:
-        super().__init__(
-            f'{package} is not installed. Install it with: pip install "moeapps[{extra}]"'
-        )
+    def __init__(self, extra: str, package: str, command: str | None = None) -> None:
+        command = command or f'pip install "moeapps[{extra}]"'
+        super().__init__(f"{package} is not installed. Install it with: {command}")
 
 
 class IdRangeError(MoeappsError, ValueError, IndexError):

@@ -1,0 +1,1 @@
+"""Convolutional mixtures trained against attacks, the attacks, and what they leave."""
