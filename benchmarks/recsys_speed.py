@@ -14,7 +14,8 @@ levels of PLE. Each library uses its own data layout and its default Adam.
            the optimiser
 ``serve``  probabilities of a small batch, twice: ``serve eager`` is the model of
            ``fuse_for_inference()`` in torch, ``serve onnx`` the file that ``moeapps export`` writes
-           of it, in onnxruntime (the extra ``onnx``); the peers have their model in torch
+           of it, in onnxruntime (the extra ``onnx``); the peers have their model in torch; fifty
+           answers in a row, as of a server that has one model
 ``epoch``  loader, steps and validation metrics, by each library's own trainer
 ``loader`` shuffled batches of 4096 from columns in memory
 ``gauc``   a million rows of 50,000 users
@@ -200,7 +201,8 @@ def render(rows: list[dict[str, Any]], quick: bool) -> str:
         "of PLE, which should be 1.4 at most. `model` is `step` without the optimiser and has no",
         "bar of its own. `serve eager` is our model of `fuse_for_inference()` in torch; `serve",
         "onnx` is the file that `moeapps export --format onnx` writes of it, in onnxruntime on one",
-        "thread; the peer is its own model in torch, in both. Times of `loader` are per row.", "",
+        "thread; the peer is its own model in torch, in both; a turn is fifty answers, as of a",
+        "server that has one model, and times are per answer. Times of `loader` are per row.", "",
         "| kind | against | model | size | batch | ours ms | peer ms | ratio | bar | holds |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
