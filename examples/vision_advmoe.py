@@ -27,7 +27,7 @@ NETWORKS = {
 }
 
 
-def main(epochs: int = EPOCHS) -> None:
+def main(epochs: int = EPOCHS, tested: int = 200) -> None:
     """Train, attack, print."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
@@ -42,7 +42,7 @@ def main(epochs: int = EPOCHS) -> None:
             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         trainer.fit(module, datamodule=data)
-        images, labels = (part[:200] for part in data.tensors("test"))
+        images, labels = (part[:tested] for part in data.tensors("test"))
         attacks = {**fixed_attacks(EPSILON, 10), **adaptive_attacks(EPSILON, 10)}
         report = evaluate_robustness(module.model, images, labels, attacks)
         print(f"\n{title}\n{report.table()}")

@@ -74,10 +74,10 @@ def objective(
     Args:
         model: ``model(images, route=, return_scores=True)`` gives logits and scores.
         goal: ``"ce"`` :math:`-\log p_y`; ``"margin"`` :math:`\max_{j \ne y} z_j - z_y`;
-            ``"router"`` cross-entropy of the routers to their decision on the clean image; ``"joint"`` the sum
-            of ce and router; ``"forced"``: the margin behind expert ``run % N`` and the lead of
-            that expert at the routers, each up to a sufficient size; ``"undecided"``: the margin of all
-            pathways together and a lead of nobody.
+            ``"router"`` cross-entropy of the routers to their decision on the clean image;
+            ``"joint"`` the sum of ce and router; ``"forced"``: the margin behind expert ``run % N``
+            and the lead of that expert at the routers, each up to a sufficient size;
+            ``"undecided"``: the margin of all pathways together and a lead of nobody.
         route: How logits are computed: see `moe_conv.follow`. Forced and undecided have their own.
         images: Clean images.
         labels: Their labels.

@@ -28,9 +28,9 @@ def test_config_runs(path, tmp_path):
     if data["dataset"] != "digits":
         datasets.make_fixture(data["dataset"], tmp_path, images=60)
         data |= {"root": str(tmp_path), "batch_size": 8}
-        config["model"]["init_args"]["model_args"]["ratio"] = 0.05
-    config["model"]["init_args"] |= {"test_steps": 2, "on_collapse": "warn"}
-    config["trainer"] = {"max_epochs": 6, "limit_train_batches": 1, "limit_test_batches": 1}
+        config["model"]["init_args"]["model_args"]|= {"ratio": 0.05, "router_depth": 8}
+    config["model"]["init_args"] |= {"test_steps": 2, "on_collapse": "warn", "group_after": 1}
+    config["trainer"] = {"max_epochs": 2, "limit_train_batches": 1, "limit_test_batches": 1}
     check_config(config, source="test")
     part = build(config)
     assert isinstance(part.model, AdversarialClassifier)
@@ -42,5 +42,5 @@ def test_config_runs(path, tmp_path):
 
 
 def test_the_example_runs(capsys):
-    runpy.run_path(str(EXAMPLES / "vision_advmoe.py"))["main"](epochs=1)
+    runpy.run_path(str(EXAMPLES / "vision_advmoe.py"))["main"](epochs=1, tested=8)
     assert capsys.readouterr().out.count("worst case of each image") == 2

