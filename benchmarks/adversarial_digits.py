@@ -71,14 +71,22 @@ def suites(fallback: bool = False) -> tuple[dict[str, Attack], dict[str, Attack]
     return fixed_attacks(EPSILON), adaptive_attacks(EPSILON, fallback=fallback)
 
 
-def run(name: str, seed: int, epochs: int = EPOCHS, tested: int = TESTED) -> list[dict[str, Any]]:
+def run(
+    name: str,
+    seed: int,
+    *,
+    epochs: int = EPOCHS,
+    tested: int = TESTED,
+    batches: int | None = None,
+) -> list[dict[str, Any]]:
     """Train one row with one seed, and attack it."""
     pl.seed_everything(seed, verbose=False)
     data = PixelData("digits", seed=seed)
-    module = AdversarialClassifier(epsilon=EPSILON, on_collapse="warn", **arguments(name))
+    module = AdversarialClassifier(epsilon=EPSILON, on_collapse="warn", **module_arguments(name))
     trainer = pl.Trainer(
         max_epochs=epochs, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0, accelerator="cpu",
+        enable_model_summary=False, limit_val_batches=0, limit_train_batches=batches,
+        accelerator="cpu",
     )  # fmt: skip
     start = time.process_time()
     trainer.fit(module, datamodule=data)
@@ -119,7 +127,7 @@ def fall_back(
     }
 
 
-def arguments(name: str) -> dict[str, Any]:
+def module_arguments(name: str) -> dict[str, Any]:
     """Arguments of a row's module."""
     given = VARIANTS[name]
     return given if "model" in given else {"model_args": MIXTURE, **given}
@@ -224,14 +232,15 @@ def render(rows: dict[Any, dict[str, Any]], reading: list[str]) -> str:
     )
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run what is missing, write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--render", action="store_true", help="write the page of what is there")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    given = parser.parse_args()
+    parser.add_argument("--quick", action="store_true", help="a few steps, four test images")
+    given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
@@ -240,7 +249,8 @@ def main() -> None:
     for seed in range(0 if given.render else given.seeds):
         for name in given.only:
             if (name, seed) not in runs.rows:
-                for row in run(name, seed):
+                size = {"epochs": 5, "tested": 4, "batches": 1} if given.quick else {}
+                for row in run(name, seed, **size):
                     numbers = (row[key] for key in ("clean", "pgd", "worst_fixed", "worst"))
                     runs.add(row, f"{row['name']} {seed}: {[f'{n:.3f}' for n in numbers]}")
     (given.out / "adversarial_digits.md").write_text(render(runs.rows, []))

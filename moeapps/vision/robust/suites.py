@@ -101,5 +101,5 @@ class AutoAttack:
             attack = torchattacks.AutoAttack(
                 model, norm="Linf", eps=self.epsilon, n_classes=self.num_classes, seed=seed
             )
-            found: Tensor = attack(images.clone(), labels.clone())
+            found: Tensor = attack(images.clone(), labels.clone()).detach()
         return found
