@@ -59,7 +59,7 @@ _NAMES: dict[str, str] = {
     "AdversarialClassifier": "moeapps.vision.robust.modules",
     "PixelData": "moeapps.vision.robust.datamodules",
     "PGD": "moeapps.vision.robust.attacks",
-    "APGD": "moeapps.vision.robust.attacks",
+    "APGD": "moeapps.vision.robust.apgd",
     "AutoAttack": "moeapps.vision.robust.suites",
     "fixed_attacks": "moeapps.vision.robust.suites",
     "adaptive_attacks": "moeapps.vision.robust.suites",

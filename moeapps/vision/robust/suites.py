@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from moeapps.errors import MissingExtraError
-from moeapps.vision.robust.attacks import APGD, PGD, Attack, check_pixels, frozen
+from moeapps.vision.robust.apgd import APGD
+from moeapps.vision.robust.attacks import PGD, Attack, check_pixels, frozen
 
 
 def fixed_attacks(epsilon: float = 8 / 255, steps: int = 20) -> dict[str, Attack]:

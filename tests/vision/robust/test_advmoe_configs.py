@@ -28,7 +28,7 @@ def test_config_runs(path, tmp_path):
     if data["dataset"] != "digits":
         datasets.make_fixture(data["dataset"], tmp_path, images=60)
         data |= {"root": str(tmp_path), "batch_size": 8}
-        config["model"]["init_args"]["model_args"]|= {"ratio": 0.05, "router_depth": 8}
+        config["model"]["init_args"]["model_args"] |= {"ratio": 0.05, "router_depth": 8}
     config["model"]["init_args"] |= {"test_steps": 2, "on_collapse": "warn", "group_after": 1}
     config["trainer"] = {"max_epochs": 2, "limit_train_batches": 1, "limit_test_batches": 1}
     check_config(config, source="test")

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from moeapps.errors import ArgumentError, MissingExtraError, UnknownNameError
-from moeapps.vision.robust.attacks import APGD, PGD, frozen, margin
+from moeapps.vision.robust.apgd import APGD
+from moeapps.vision.robust.attacks import PGD, frozen, margin
 from moeapps.vision.robust.evaluation import evaluate_robustness
 from moeapps.vision.robust.suites import AutoAttack, adaptive_attacks, fixed_attacks
 
