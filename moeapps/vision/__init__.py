@@ -64,6 +64,7 @@ _NAMES: dict[str, str] = {
     "fixed_attacks": "moeapps.vision.robust.suites",
     "adaptive_attacks": "moeapps.vision.robust.suites",
     "evaluate_robustness": "moeapps.vision.robust.evaluation",
+    "accuracy_under_attack": "moeapps.vision.robust.figures",
     "RobustReport": "moeapps.vision.robust.evaluation",
     "confusion_groups": "moeapps.vision.robust.groups",
 }
