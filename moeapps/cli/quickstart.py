@@ -19,9 +19,15 @@ PARTS = {
     "graphs": "moeapps.cli.quickstart_graphs",
     "recsys": "moeapps.cli.quickstart_recsys",
     "streams": "moeapps.cli.quickstart_streams",
+    "vision": "moeapps.cli.quickstart_vision",
 }
 # What a part cannot run without, besides what moeapps itself needs.
-NEEDS = {"graphs": ("torch_geometric",), "recsys": (), "streams": ("numba", "river")}
+NEEDS = {
+    "graphs": ("torch_geometric",),
+    "recsys": (),
+    "streams": ("numba", "river"),
+    "vision": ("sklearn",),
+}
 HEADER = ("model", "test accuracy, %", "time per training, s", "to the weak expert, %")
 
 

@@ -157,7 +157,7 @@ def _chosen(facts: dict[str, Any]) -> str:
     best = facts.get("best") or {}
     if facts.get("status") != "complete":
         return ""
-    if best.get("epoch") is None and not best.get("monitor"):
+    if best.get("last"):
         return "Weights at the end of the training. The test part was used once."
     text = "Weights chosen on the validation part"
     if best.get("monitor"):

@@ -125,7 +125,10 @@ class RunKeeper(Checkpoint):
         self._written_at = time.monotonic()
 
     def best_facts(self, pl_module: pl.LightningModule) -> dict[str, Any]:
-        """By what, with which score and when the best weights were chosen; for the report."""
+        """By what, with which score and when the best weights were chosen; for the report.
+
+        ``last`` says that none were: the module was told to take those of the end.
+        """
         for callback in pl_module.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, BestWeights):
                 self.best_score, self.best_epoch = callback.score, callback.epoch
@@ -133,6 +136,7 @@ class RunKeeper(Checkpoint):
             "monitor": getattr(pl_module, "monitor", None),
             "score": self.best_score,
             "epoch": self.best_epoch if self.best_epoch >= 0 else None,
+            "last": pl_module.hparams.get("select") == "last",
         }
 
     def write_best(self, trainer: pl.Trainer, weights: dict[str, torch.Tensor]) -> None:

@@ -74,6 +74,7 @@ def test_best_weights_are_the_first_with_the_best_score(tmp_path, mode, scores, 
     assert best_epoch(run) == epoch
     assert keeper.best_facts(module) == {
         "monitor": "val/score", "score": pytest.approx(scores[epoch]), "epoch": epoch,
+        "last": False,
     }  # fmt: skip
 
 

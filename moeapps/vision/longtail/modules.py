@@ -11,13 +11,14 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from moeapps import gating
-from moeapps.errors import ArgumentError, ConfigError, UnknownNameError
+from moeapps.errors import ArgumentError, CheckpointError, ConfigError, UnknownNameError
 from moeapps.registry import create_model
 from moeapps.training.base import MoEModule
 from moeapps.training.best_weights import BestWeights
 from moeapps.training.callbacks import GateStatistics
 from moeapps.training.checkpoints import load_checkpoint
 from moeapps.training.export import CONFIG, load_model
+from moeapps.training.runs import RunFolder
 from moeapps.vision.longtail.aggregate import Aggregator, WeightedLogits
 from moeapps.vision.longtail.balpoe import mixup
 from moeapps.vision.longtail.base import LongTailModel
@@ -401,7 +402,13 @@ def teacher_network(place: str | Path) -> LongTailModel:
     place = Path(place)
     if (place / CONFIG).is_file():
         return cast(LongTailModel, load_model(place))
-    checkpoint = load_checkpoint(place / "best.ckpt" if place.is_dir() else place)
+    if place.is_dir():
+        place = RunFolder.open(place).best
+    if not place.is_file():
+        raise CheckpointError(
+            f"teacher={place} is not there. Expected a finished run, a checkpoint or an export."
+        )
+    checkpoint = load_checkpoint(place)
     module = LongTailClassifier(**checkpoint["hyper_parameters"])
     module.load_state_dict(checkpoint["state_dict"])
     return module.model.eval()

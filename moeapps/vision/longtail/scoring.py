@@ -143,7 +143,7 @@ def engagement_curve(model: LongTailModel, logits: Tensor, target: Tensor) -> Te
     thresholds = torch.quantile(value[value.isfinite()], quantiles).unique()
     points = []
     for threshold in [0.0, *thresholds.tolist(), 1.0 + 1e-6]:
-        rule = Doubt(max(threshold, 1e-30)) if evidential else MaxProb(threshold)
+        rule = Doubt(min(max(threshold, 1e-30), 1 - 1e-9)) if evidential else MaxProb(threshold)
         exits = Sequential(rule, inner)
         with gating.record(exits) as recording, torch.no_grad():
             predicted = exits(logits).argmax(-1)

@@ -52,7 +52,9 @@ def fpr_at_recall(score: Tensor, positive: Tensor, recall: float = 0.95) -> floa
     if not 0 < labels.sum() < len(labels):
         return math.nan
     false, true, _ = roc_curve(labels, values, drop_intermediate=False)
-    return float(np.interp(recall, true, false))
+    after = int(np.searchsorted(true, recall))  # the first point that passes
+    share = (recall - true[after - 1]) / (true[after] - true[after - 1])
+    return float(false[after - 1] + share * (false[after] - false[after - 1]))
 
 
 def failure_prediction(uncertainty: Tensor, correct: Tensor) -> dict[str, float]:
