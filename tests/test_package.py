@@ -84,7 +84,7 @@ def test_unknown_model_offers_the_closest_name():
         create_model("vision/gcn")
 
 
-@pytest.mark.parametrize("package", ["graphs", "recsys"])
+@pytest.mark.parametrize("package", ["graphs", "recsys", "streams", "vision"])
 def test_no_lazy_name_is_hidden_by_a_module_of_that_name(package):
     room = importlib.import_module(f"moeapps.{package}")
     modules = {module.name for module in pkgutil.iter_modules(room.__path__)}

@@ -13,7 +13,7 @@ from moeapps.errors import (
     DataNotFoundError,
     MissingExtraError,
 )
-from moeapps.streams.kafka_source import KafkaSource, kafka_source
+from moeapps.streams.kafka import KafkaSource, kafka_source
 
 
 class Message:
