@@ -18,6 +18,7 @@ SCHEMA = 1
 # Short names a configuration may use for ``class_path``.
 CLASSES = {
     "AdversarialClassifier": "moeapps.vision.robust.modules.AdversarialClassifier",
+    "KnowledgeConcentrationModule": "moeapps.vision.specialists.modules.KnowledgeConcentrationModule",
     "LongTailClassifier": "moeapps.vision.longtail.modules.LongTailClassifier",
     "LongTailData": "moeapps.vision.longtail.datamodules.LongTailData",
     "MowstClassifier": "moeapps.graphs.modules.MowstClassifier",

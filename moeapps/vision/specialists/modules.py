@@ -116,6 +116,7 @@ class KnowledgeConcentrationModule(MoEModule):
             self.hparams["class_to_vertical"] = verticals_by_prefix(
                 data.splits.class_names, self.hparams["prefix"]
             )
+            self.hparams["prefix"] = None  # a checkpoint holds the verticals themselves
         self.assemble()
 
     def assemble(self) -> None:

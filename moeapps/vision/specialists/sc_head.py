@@ -50,7 +50,8 @@ class SCHead(nn.Module):
 
     Notes:
         All verticals run in one batched product. Their classes are padded to the largest vertical,
-        no block-diagonal matrix is made. The paper does not state biases.
+        no block-diagonal matrix is made. The paper does not state biases; those of classes start at
+        the odds of one class in :math:`N`, or the first steps would only learn to say no.
 
     References:
         Gao et al., *Knowledge Concentration: Learning 100K Object Classifiers in a Single CNN*,
@@ -92,7 +93,9 @@ class SCHead(nn.Module):
         self.second = _Grouped(groups[1], s1, s2 - shared, bias)
         self.shared = _Grouped(1, s1, shared, bias) if shared else None
         self.weight = nn.Parameter(_uniform(s2, self.verticals.num_classes, s2))
-        self.bias = nn.Parameter(torch.zeros(self.verticals.num_classes)) if bias else None
+        classes = self.verticals.num_classes
+        start = torch.full((classes,), -math.log(max(classes - 1, 1)))
+        self.bias = nn.Parameter(start) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of all classes."""

@@ -22,15 +22,13 @@ def per_class_accuracy(labels: ArrayLike, answers: ArrayLike, classes: ArrayLike
         >>> per_class_accuracy([0, 0, 0, 1], [0, 0, 2, 2], [0, 1])
         0.3333333333333333
     """
-    labels, answers = np.asarray(labels), np.asarray(answers)
-    right = [
-        np.mean(answers[labels == label] == label)
-        for label in np.asarray(classes)
-        if (labels == label).any()
-    ]
-    if not right:
+    labels, answers, classes = np.asarray(labels), np.asarray(answers), np.asarray(classes)
+    size = 1 + max(int(labels.max(initial=0)), int(classes.max(initial=0)))
+    counts = np.bincount(labels, minlength=size)[classes]
+    right = np.bincount(labels[labels == answers], minlength=size)[classes]
+    if not counts.any():
         raise ArgumentError("None of the classes has an image to test. Check labels and classes.")
-    return float(np.mean(right))
+    return float(np.mean(right[counts > 0] / counts[counts > 0]))
 
 
 def harmonic_mean(seen: float, unseen: float) -> float:

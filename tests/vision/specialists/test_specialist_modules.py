@@ -1,0 +1,118 @@
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+
+from moeapps.errors import ConfigError
+from moeapps.training.export import load_model, save_model
+from moeapps.vision import KnowledgeConcentrationModule, datasets
+from moeapps.vision.longtail.datamodules import LongTailData
+from moeapps.vision.specialists.modules import specialist_network
+
+ARGUMENTS = {
+    "s1": 16,
+    "s2": 8,
+    "backbone": "resnet8",
+    "backbone_args": {"widths": [8, 12, 16]},
+}
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Nine classes of the hundred: three right digits for each of three left ones."""
+    splits = datasets.pair_digits(0, imbalance=1, largest=40)
+    kept = [i for i, name in enumerate(splits.class_names) if name[0] in "012" and name[1] in "567"]
+
+    def few(part):
+        part = part.take(np.flatnonzero(np.isin(part.labels, kept)))
+        names = tuple(splits.class_names[label] for label in kept)
+        return datasets.ImageSet(part.images, np.searchsorted(kept, part.labels), names)
+
+    parts = [few(part) for part in (splits.train, splits.val, splits.test)]
+    found = LongTailData.from_splits(
+        datasets.Splits(*parts, "part"), "pair-digits-lt", batch_size=32, weak="none"
+    )
+    found.setup()
+    return found
+
+
+def fit(module, data, epochs=2):
+    trainer = pl.Trainer(
+        max_epochs=epochs, check_val_every_n_epoch=epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    trainer.fit(module, datamodule=data)
+    (measures,) = trainer.test(module, datamodule=data, verbose=False)
+    return measures
+
+
+def make(**options):
+    return KnowledgeConcentrationModule(model_args=ARGUMENTS, prefix=1, lr=0.1, **options)
+
+
+@pytest.fixture(scope="module")
+def specialists(data, tmp_path_factory):
+    """One exported folder per vertical."""
+    folders = []
+    for vertical in range(3):
+        module = make(vertical=vertical)
+        measures = fit(module, data, epochs=14)
+        assert set(measures) == {
+            "test/average_precision", f"test/average_precision/{vertical}", "test/accuracy",
+        }  # fmt: skip
+        assert measures["test/average_precision"] > 0.45
+        folders.append(str(tmp_path_factory.mktemp("specialist")))
+        save_model(module, folders[-1])
+    return folders
+
+
+def test_a_generalist_learns_all_verticals(data):
+    module = make()
+    measures = fit(module, data, epochs=14)
+    assert module.hparams["class_to_vertical"] == [int(name[0]) for name in data.splits.class_names]
+    each = [measures[f"test/average_precision/{v}"] for v in range(3)]
+    assert measures["test/average_precision"] == pytest.approx(np.mean(each))
+    assert measures["test/average_precision"] > 0.45
+    assert measures["test/accuracy"] > 0.3
+
+
+def test_a_student_learns_from_exported_specialists(specialists, data):
+    module = make(teachers=specialists)
+    measures = fit(module, data, epochs=14)
+    assert measures["test/average_precision"] > 0.45
+    batch = next(iter(data.train_dataloader()))
+    with torch.no_grad():
+        targets = module._pool[0](batch["image"], batch["label"])
+    verticals = torch.tensor(module.hparams["class_to_vertical"])
+    assert not targets[verticals != verticals[batch["label"]].unsqueeze(1)].any()
+    assert all("_pool" not in name for name in module.state_dict())
+
+
+def test_an_exported_specialist_is_the_trained_one(specialists):
+    images = torch.rand(3, 1, 8, 14)
+    one, two = load_model(specialists[2]), specialist_network(specialists[2])
+    assert torch.equal(one(images), two(images))
+    assert one(images).shape == (3, 3)
+
+
+def test_predictions_have_a_sigmoid_per_class(data):
+    module = make(num_classes=None)
+    fit(module, data, epochs=1)
+    batch = next(iter(data.test_dataloader()))
+    found = module.eval().predict_step(batch, 0)
+    assert found["probability"].shape == (len(batch["label"]), 9)
+    assert (found["label"] == found["probability"].argmax(1)).all()
+
+
+def test_options_that_do_not_fit_are_refused(data):
+    with pytest.raises(ConfigError, match="either class_to_vertical= or prefix="):
+        KnowledgeConcentrationModule()
+    with pytest.raises(ConfigError, match="Choose one"):
+        make(vertical=0, teachers=["x"])
+    with pytest.raises(ConfigError, match="2 entries, the data 9 classes"):
+        fit(KnowledgeConcentrationModule(model_args=ARGUMENTS, class_to_vertical=[0, 1]), data)
+    with pytest.raises(ConfigError, match="vertical=3: there are 3"):
+        fit(make(vertical=3), data)
+    with pytest.raises(ConfigError, match="prefix=3"):
+        fit(KnowledgeConcentrationModule(prefix=3), data)
