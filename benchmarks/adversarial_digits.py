@@ -153,8 +153,8 @@ def percent(values: list[float]) -> str:
 NOTES = [
     "Fewer than 5 seeds in a row means that its runs are not finished; the command continues them.",
     "Equal budget means equal epochs, not equal time: a mixture finds two adversaries a step.",
-    "The router is the weak part: compare *routes changed*, and *soft gradient*, which hardly moves "
-    "it, with *forced experts*, which drives it. Falling back on all pathways recovers part of that "
+    "The router is the weak part: compare *routes changed*, and *soft gradient*, which hardly "
+    "moves it, with *forced experts*, which drives it. Falling back on all pathways recovers part "
     "but costs more than the full dense network, which holds more.",
     "Tried at 0.15 with one seed and left out: training on the probabilities of all pathways, "
     "weighted by the router, which sent nearly all images to one expert and reached 37 % clean.",
