@@ -44,6 +44,22 @@ def test_recsys_own_files_learns_both_tasks():
     assert buy > 0.6
 
 
+def test_vision_cosmo_answers_among_seen_and_unseen_classes():
+    scores = load("vision_cosmo").main(images_per_class=10)
+    assert min(scores.values()) > 0.5
+
+
+def test_vision_customization_helps_the_user():
+    found = load("vision_customization").main(steps=100)
+    assert found["mixture"] > found["global"] + 0.2
+
+
+def test_vision_specialists_know_their_verticals():
+    scores = load("vision_specialists").main(steps=60)
+    assert list(scores) == ["specialists", "generalist", "student"]
+    assert scores["specialists"] > 0.2  # chance is about 0.13
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.stem)
 def test_examples_are_short(path):
     assert len(path.read_text().splitlines()) <= 60

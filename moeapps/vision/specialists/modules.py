@@ -13,7 +13,7 @@ from moeapps.registry import create_model
 from moeapps.training.base import MoEModule
 from moeapps.training.checkpoints import load_checkpoint
 from moeapps.training.export import CONFIG, load_model
-from moeapps.training.optim import build_schedule
+from moeapps.training.optim import build_optimizer, build_schedule
 from moeapps.vision.specialists.knowledge_concentration import (
     KnowledgeConcentration,
     sigmoid_cross_entropy,
@@ -45,15 +45,18 @@ class KnowledgeConcentrationModule(MoEModule):
         vertical: Train the specialist of this one.
         teachers: A run folder, checkpoint or exported folder per vertical.
         top_k: Entries of a teacher that are kept.
-        lr: Learning rate, cosine to 0.
-        momentum: Of SGD with Nesterov.
-        weight_decay: Of SGD.
+        lr: Learning rate of AdamW, after a warm-up over a twentieth of the run a cosine to 0.
+        weight_decay: Of AdamW.
         num_classes: By default the data's.
         in_channels: By default the data's.
         image_size: Height and width, for exports; by default the data's.
 
     Raises:
         ConfigError: Verticals, role and data do not fit.
+
+    Notes:
+        The paper's optimiser is not known to us; this one learns a hundred yes-or-no questions in a
+        few hundred steps.
 
     Example:
         >>> module = KnowledgeConcentrationModule(
@@ -78,9 +81,8 @@ class KnowledgeConcentrationModule(MoEModule):
         vertical: int | None = None,
         teachers: list[str] | None = None,
         top_k: int = 100,
-        lr: float = 0.05,
-        momentum: float = 0.9,
-        weight_decay: float = 5e-4,
+        lr: float = 5e-3,
+        weight_decay: float = 1e-4,
         num_classes: int | None = None,
         in_channels: int | None = None,
         image_size: list[int] | None = None,
@@ -156,11 +158,11 @@ class KnowledgeConcentrationModule(MoEModule):
         self._pool = (pool,)
 
     def configure_optimizers(self) -> Any:
-        """SGD with a cosine over the whole run."""
-        options = {name: self.hparams[name] for name in ("lr", "momentum", "weight_decay")}
-        optimizer = torch.optim.SGD(self.model.parameters(), nesterov=True, **options)
-        steps = max(1, int(min(self.trainer.estimated_stepping_batches, 2**62)))
-        schedule = build_schedule(optimizer, "cosine", total_steps=steps)
+        """AdamW with a warm-up and a cosine over the whole run."""
+        options = {name: self.hparams[name] for name in ("lr", "weight_decay")}
+        optimizer = build_optimizer(self.model, "adamw", **options)
+        steps = max(2, int(min(self.trainer.estimated_stepping_batches, 2**62)))
+        schedule = build_schedule(optimizer, "cosine", total_steps=steps, warmup_steps=steps // 20)
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     # ----------------------------------------------------------------------- training and judging

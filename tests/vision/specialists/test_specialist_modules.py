@@ -38,8 +38,8 @@ def data():
 
 def fit(module, data, epochs=2):
     trainer = pl.Trainer(
-        max_epochs=epochs, check_val_every_n_epoch=epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        max_epochs=epochs, check_val_every_n_epoch=epochs, accelerator="cpu", logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     torch.manual_seed(0)
     trainer.fit(module, datamodule=data)
@@ -48,7 +48,7 @@ def fit(module, data, epochs=2):
 
 
 def make(**options):
-    return KnowledgeConcentrationModule(model_args=ARGUMENTS, prefix=1, lr=0.1, **options)
+    return KnowledgeConcentrationModule(model_args=ARGUMENTS, prefix=1, **options)
 
 
 @pytest.fixture(scope="module")
