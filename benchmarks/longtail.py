@@ -69,7 +69,11 @@ PAIR_DIGITS = {
     "MDCS 3": Entry("mdcs"),
     "TLC 3": Entry("tlc", TLC),
     "BalPoE 3, no mixup": Entry("balpoe", SMALL),
+    # Why: what a part of a method does.
     "LDAM-DRW 3": Entry("ldam", BRANCHES),
+    "TLC 3, all images engage": Entry("tlc", {**TLC, "engage_above": 0.0}),
+    "MDCS 3, no consistency": Entry("mdcs", {"consistency": 0.0}),
+    "BS 3, two views": Entry("mdcs", {"consistency": 0.0, "lam": [1.0, 1.0, 1.0]}),
 }
 CIFAR = {
     "CE": Entry("cross_entropy"),

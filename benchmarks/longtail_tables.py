@@ -34,6 +34,14 @@ CLAIMS = {
         ("three Balanced Softmax experts beat MDCS", "BS 3", "MDCS 3"),
         ("RIDE beats TLC", "RIDE 3", "TLC 3"),
         ("RIDE's diversity term helps", "RIDE 3", "LDAM-DRW 3"),
+        ("TLC is better if all images engage all experts", "TLC 3, all images engage", "TLC 3"),
+        ("MDCS is better without consistency", "MDCS 3, no consistency", "MDCS 3"),
+        (
+            "equal experts beat MDCS's leaning ones, on the same views",
+            "BS 3, two views",
+            "MDCS 3, no consistency",
+        ),
+        ("strong views cost accuracy", "BS 3", "BS 3, two views"),
     ),
     "long": (
         ("three Balanced Softmax experts beat MDCS", "BS 3", "MDCS 3"),
