@@ -1,11 +1,13 @@
 """Any network of timm as a trunk and expert branches, cut where its graph is one tensor wide."""
 
 import copy
+import inspect
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from torch import fx, nn
 
 from moeapps.errors import ArgumentError
@@ -39,7 +41,7 @@ class ExpertBranches(Branches):
 
     Notes:
         All experts start as the same network, so the mean of their logits is that of the model.
-        Randomness that a network draws outside its dropout and drop-path modules is refused.
+        Dropout inside attention, which does not survive tracing, is refused.
 
     Example:
         >>> import torch
@@ -125,9 +127,9 @@ def _trace(model: nn.Module, family: str) -> fx.Graph:
             f"({str(error).splitlines()[0]}). Choose another family, such as ResNet, ConvNeXt, "
             "EfficientNet, ViT or Swin."
         ) from error
-    called = {node.target for node in graph.nodes if node.op == "call_module"}
+    called = tuple(f"{node.target}." for node in graph.nodes if node.op == "call_module")
     for name, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and module.p > 0 and name not in called:
+        if isinstance(module, nn.Dropout) and module.p > 0 and not f"{name}.".startswith(called):
             raise ArgumentError(
                 f"a {family} cannot be split with dropout {module.p} in {name}: it is drawn inside "
                 "attention, which does not survive tracing. Set that rate (attn_drop_rate) to 0."
@@ -226,8 +228,22 @@ def _part(model: nn.Module, nodes: Sequence[fx.Node], start: fx.Node, end: Any) 
     part = fx.GraphModule(model, graph, type(model).__name__)
     part.graph.eliminate_dead_code()
     part.delete_all_unused_submodules()
+    _drop_by_mode(part)
     part.recompile()
     return part
+
+
+def _drop_by_mode(part: fx.GraphModule) -> None:
+    """Make modules of functional dropout, which would stay in the mode it was traced in."""
+    for node in part.graph.find_nodes(op="call_function", target=F.dropout):
+        given = inspect.signature(F.dropout).bind(*node.args, **node.kwargs)
+        given.apply_defaults()
+        name = f"{node.name}_by_mode"
+        part.add_submodule(name, nn.Dropout(given.arguments["p"]))
+        with part.graph.inserting_before(node):
+            dropped = part.graph.call_module(name, (given.arguments["input"],))
+        node.replace_all_uses_with(dropped)
+        part.graph.erase_node(node)
 
 
 def _create(name: str, weights: str | Path | None, options: dict[str, Any]) -> nn.Module:
@@ -257,12 +273,12 @@ def _parts(model: Any, trunk: nn.Module, body: nn.Module, num_experts: int) -> P
     embed = getattr(model, "patch_embed", None)
     size = getattr(embed, "img_size", None) if getattr(embed, "strict_img_size", False) else None
     normalised = any(isinstance(module, nn.BatchNorm2d) for module in body.modules())
-    first = next(p for p in model.parameters() if p.dim() == 4)
+    first = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     return Parts(
         copy.deepcopy(trunk),
         [copy.deepcopy(body) for _ in range(num_experts)],
         classifier.in_features,
-        first.shape[1],
+        getattr(model, "in_chans", first.in_channels),  # TResNet folds pixels into channels first
         stride=_stride(model) if normalised else 1,
         image_size=None if size is None else tuple(size),
     )

@@ -128,6 +128,40 @@ def test_drop_path_still_drops_in_training_only():
     assert torch.equal(branches(images)[0], branches(images)[0])
 
 
+@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_050", "test_vit", "vgg11"])
+@pytest.mark.parametrize("traced_in_training", [False, True])
+def test_dropout_drops_in_training_only(name, traced_in_training):
+    options = {"test_vit": {"img_size": 64}, "vgg11": {"mlp_ratio": 1 / 64}}.get(name, {})
+    model = timm.create_model(name, drop_rate=0.5, num_classes=7, **options)
+    branches, images = ExpertBranches(model.train(traced_in_training), 2), torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(branches.eval()(images)[0].mean(1), model.eval()(images))
+    trained, _ = branches.train()(images)
+    assert not torch.allclose(trained[:, 0], trained[:, 1])  # equal, but for what they drop
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("tresnet_m", {}),  # folds 4 x 4 pixels into channels before its first convolution
+        (
+            "samvit_base_patch16",  # has positions of four axes
+            {
+                "img_size": 64,
+                "depth": 2,
+                "embed_dim": 16,
+                "num_heads": 2,
+                "neck_chans": 16,
+                "global_attn_indexes": (),
+            },
+        ),
+    ],
+)
+def test_channels_of_the_images_are_found(name, options):
+    branches = ExpertBranches(name, 1, in_chans=2, num_classes=3, **options).eval()
+    assert branches.in_channels == 2
+    assert branches(torch.randn(1, 2, 64, 64))[0].shape == (1, 1, 3)
+
+
 @pytest.mark.parametrize(
     ("name", "options", "says"),
     [
