@@ -2,10 +2,10 @@
 
 import copy
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.fx.experimental.optimization import fuse
 
 from moeapps.errors import ArgumentError
@@ -24,14 +24,28 @@ def folded(branches: Branches) -> Branches:
     """
     return Branches(
         Parts(
-            fuse(branches.trunk.eval()),
-            [fuse(body.eval()) for body in branches.bodies],
+            _fused(branches.trunk),
+            [_fused(body) for body in branches.bodies],
             branches.features,
             branches.in_channels,
             image_size=branches.image_size,
         ),
         copy.deepcopy(branches.heads).eval(),
     )
+
+
+def _fused(module: nn.Module) -> nn.Module:
+    module = copy.deepcopy(module).eval()
+    if not any(isinstance(each, nn.BatchNorm2d) for each in module.modules()):
+        return module  # a ViT has nothing to fold, and need not be traceable
+    try:
+        folded_in: nn.Module = fuse(module, inplace=True)
+    except fx.proxy.TraceError as error:
+        raise ArgumentError(
+            f"a {type(module).__name__} cannot be folded, as its graph cannot be traced "
+            f"({error}). Serve the model as it is."
+        ) from error
+    return folded_in
 
 
 def can_group(branches: Branches) -> bool:
@@ -70,8 +84,8 @@ class GroupedBranches(nn.Module):
         super().__init__()
         self.features, self.in_channels = branches.features, branches.in_channels
         self.num_experts = branches.num_experts
-        self.trunk = fuse(branches.trunk.eval())
-        self.body = fuse(side_by_side([*branches.bodies]).eval())
+        self.trunk = _fused(branches.trunk)
+        self.body = _fused(side_by_side([*branches.bodies]))
         self.heads = copy.deepcopy(branches.heads).eval()
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,6 +95,17 @@ class GroupedBranches(nn.Module):
         features = self.body(hidden).unflatten(1, (self.num_experts, self.features))
         logits = [head(f) for head, f in zip(self.heads, features.unbind(1), strict=True)]
         return torch.stack(logits, 1), features
+
+    def share(self, images: Tensor) -> NoReturn:
+        """Refuse an early exit.
+
+        Raises:
+            ArgumentError: Always.
+        """
+        raise ArgumentError(
+            "grouped experts run together, so an early exit cannot skip any. Set aggregate before "
+            "fuse_for_inference(), or fuse with grouped=False."
+        )
 
 
 def side_by_side(modules: Sequence[nn.Module]) -> nn.Module:
@@ -136,4 +161,4 @@ def _stacked(together: Layer, modules: Sequence[nn.Module]) -> Layer:
         for name, value in states[0].items()
     }
     together.load_state_dict(joined)
-    return together.to(next(modules[0].parameters()).device)
+    return together.to(next(modules[0].parameters()))

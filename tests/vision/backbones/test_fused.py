@@ -3,8 +3,9 @@ import torch
 
 from moeapps.errors import ArgumentError
 from moeapps.vision.backbones.branches import Branches
-from moeapps.vision.backbones.fused import GroupedBranches
+from moeapps.vision.backbones.fused import GroupedBranches, folded
 from moeapps.vision.longtail.aggregate import PriorCorrected
+from moeapps.vision.longtail.backdoor import BackdoorAdjustment
 from moeapps.vision.longtail.base import LongTailModel
 from moeapps.vision.longtail.early_exit import MaxProb, Sequential
 
@@ -61,6 +62,50 @@ def test_an_early_exit_keeps_its_branches_apart():
     torch.testing.assert_close(fused(images), model(images), atol=1e-5, rtol=1e-5)
     with pytest.raises(ArgumentError, match="skip nothing"):
         model.fuse_for_inference(grouped=True)
+
+
+def test_an_early_exit_set_on_grouped_experts_is_refused():
+    model, images = _model()
+    fused = model.fuse_for_inference(grouped=True)
+    fused.aggregate = Sequential(MaxProb(0.5))
+    with pytest.raises(ArgumentError, match="cannot skip any"):
+        fused(images)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_double_precision_stays(grouped):
+    model, images = _model()
+    model, images = model.double(), images.double()
+    torch.testing.assert_close(model.fuse_for_inference(grouped=grouped)(images), model(images))
+
+
+@pytest.mark.parametrize("make", [folded, GroupedBranches])
+def test_the_branches_keep_their_mode(make):
+    branches = _model()[0].backbone.train()
+    make(branches)
+    assert all(module.training for module in branches.modules())
+
+
+def test_networks_without_batch_norm_need_no_tracing():
+    pytest.importorskip("timm", reason='needs pip install "moeapps[vision]"')
+    models = [{"name": "test_vit", "img_size": 64}]
+    model = BackdoorAdjustment(3, [4, 2, 1], models=models).eval()
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(model.fuse_for_inference()(images), model(images))
+
+
+def test_networks_that_cannot_be_traced_are_named():
+    class Restless(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.BatchNorm2d(3)
+
+        def forward(self, x):
+            return x.mean((2, 3)) if x.sum() > 0 else -self.norm(x).mean((2, 3))
+
+    model = BackdoorAdjustment(3, [4, 2, 1], models=[Restless()])
+    with pytest.raises(ArgumentError, match="_Member cannot be folded"):
+        model.fuse_for_inference()
 
 
 def test_one_expert_is_only_folded():
