@@ -91,7 +91,8 @@ def ldam_cross_entropy(
         >>> ldam_cross_entropy(logits, target, torch.tensor([0.5, 0.5]))  # log(2)
         tensor(0.6931)
     """
-    return F.cross_entropy(with_margins(logits, target, margins, scale), target, weight)
+    less = with_margins(logits, target, margins, scale)
+    return F.cross_entropy(less, target, None if weight is None else weight.to(less.dtype))
 
 
 def with_margins(logits: Tensor, target: Tensor, margins: Tensor, scale: float = 30.0) -> Tensor:

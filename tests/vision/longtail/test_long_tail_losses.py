@@ -70,6 +70,14 @@ def test_ldam_weights_divide_by_their_sum():
     torch.testing.assert_close(loss, (each[0] + 9 * each[1]) / 10)
 
 
+@pytest.mark.parametrize("method", [LDAM, RIDE])
+def test_weighted_losses_keep_double_precision(method):
+    model = method(3, COUNTS, num_experts=2, scale=2.0, **SMALL)
+    loss = model.loss({"logits": LOGITS.double()}, TARGET, epoch=161)
+    assert loss.dtype == torch.float64
+    torch.testing.assert_close(loss.float(), model.loss(AUX, TARGET, epoch=161))
+
+
 def test_diversity_of_every_image_and_expert():
     expected = torch.tensor([[0.096999, 0.119630], [0.188130, 0.266542]])
     torch.testing.assert_close(diversity_kl(LOGITS), expected, atol=1e-5, rtol=0)
