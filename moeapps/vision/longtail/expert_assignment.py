@@ -63,7 +63,7 @@ class ExpertAssignment(nn.Module):
 
     def score(self, logits: Tensor, features: Tensor) -> Tensor:
         """Log-odds ``[A]`` that another expert is needed."""
-        top = running_mean(logits).topk(self.top_n, -1).values
+        top = running_mean(logits).topk(self.top_n, -1).values.to(features.dtype)
         seen = F.relu(self.project[logits.shape[1] - 1](F.normalize(features, dim=-1)))
         odds: Tensor = self.decide(torch.cat([top, seen], -1)).squeeze(-1)
         return odds
@@ -181,15 +181,16 @@ def fit_expert_assignment(
             num_classes=model.num_classes,
             top_n=top_n,
         )
-    rule.to(next(model.parameters()).device)
+    device = next(model.parameters()).device
+    rule.to(device)
     optimizer = torch.optim.SGD(rule.parameters(), lr=lr, momentum=momentum)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(num_steps, 1))
     model.eval()
     for images, target in batches:
         with torch.no_grad():
-            logits, features = model.backbone(images)
+            logits, features = model.backbone(images.to(device))
         optimizer.zero_grad()
-        assignment_loss(rule, logits, features, target, pos_weight).backward()
+        assignment_loss(rule, logits, features, target.to(device), pos_weight).backward()
         optimizer.step()
         schedule.step()
     model.aggregate = Sequential(rule.eval())

@@ -120,3 +120,14 @@ def test_the_rule_needs_features():
     rule = ExpertAssignment(8, num_experts=2, num_classes=3)
     with pytest.raises(ArgumentError, match="logits and features"):
         Sequential(rule)(torch.zeros(1, 2, 3))
+
+
+def test_heads_decide_in_half_precision():
+    model = RIDE(4, [8, 4, 2, 1], backbone="resnet8").eval()
+    torch.manual_seed(0)
+    rule = ExpertAssignment(48, num_experts=3, num_classes=4)
+    model.aggregate = Sequential(rule)
+    images = torch.randn(4, 3, 16, 16)
+    output = model.half()(images.half())
+    assert output.shape == (4, 4)
+    assert output.isfinite().all()
