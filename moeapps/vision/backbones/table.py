@@ -1,11 +1,10 @@
 """Backbones by name."""
 
-import functools
-import importlib
 from collections.abc import Callable
 from typing import Any
 
 from moeapps.errors import UnknownNameError
+from moeapps.lazy import import_part
 from moeapps.vision.backbones.branches import Parts
 
 _CIFAR = "moeapps.vision.backbones.cifar_resnet:cifar_resnet"
@@ -46,5 +45,5 @@ def make_parts(
         raise UnknownNameError("backbone", name, BACKBONES, hint="Or timm/NAME for one of timm's.")
     target, size = BACKBONES[name]
     module, _, attribute = target.partition(":")
-    build: Callable[..., Parts] = getattr(importlib.import_module(module), attribute)
-    return functools.partial(build, size, reduce_width=reduce_width)(**common)
+    build: Callable[..., Parts] = getattr(import_part(module), attribute)
+    return build(size, reduce_width=reduce_width, **common)

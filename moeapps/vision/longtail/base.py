@@ -20,7 +20,8 @@ class LongTailModel(nn.Module):
 
     Args:
         num_classes: ``C``.
-        class_counts: Training images of every class, ``[C]``; only the loss needs them.
+        class_counts: Training images of every class, ``[C]``; only the loss needs them, and loaded
+            weights bring theirs.
         backbone: Name in ``backbones.table.BACKBONES``, or ``timm/NAME``.
         num_experts: ``K``.
         classifier: ``"cosine"`` (scaled cosines, no bias) or ``"linear"``.
@@ -114,6 +115,15 @@ class LongTailModel(nn.Module):
     def log_prior(self) -> Tensor:
         """Logarithm of the training share of every class, ``[C]``."""
         return log_prior(self.counts)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        """Without counts take those of the weights that are loaded."""
+        counts = state_dict.get(f"{prefix}class_counts")
+        if self.class_counts is None and counts is not None:
+            self.class_counts = torch.empty_like(counts, device=next(self.parameters()).device)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def trunk(self, images: Tensor) -> Tensor:
         """What all experts share."""

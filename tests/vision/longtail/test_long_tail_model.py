@@ -157,3 +157,14 @@ def test_a_teacher_speaks_in_training_and_is_not_saved():
 def test_unknown_direction_of_distillation():
     with pytest.raises(ArgumentError, match="student"):
         RIDE(4, distill_mean="both", **SMALL)
+
+
+def test_weights_bring_their_counts():
+    trained = RIDE(4, [40, 20, 8, 2], **SMALL)
+    model = RIDE(4, **SMALL)
+    model.load_state_dict(trained.state_dict())
+    assert model.counts.tolist() == [40, 20, 8, 2]
+    model.counts[0] = 1
+    assert trained.counts[0] == 40
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(model.eval()(images), trained.eval()(images))
