@@ -145,7 +145,8 @@ def test_time_weights(
     Args:
         model: Any model of several experts.
         views: Batches of two views, as pairs of tensors ``[B, C, H, W]`` or as a mapping with
-            ``image`` and ``strong``; gone through once per epoch.
+            ``image`` and ``strong``; gone through once per epoch. A loader whose sampler has
+            ``set_epoch`` draws other views each time.
         epochs: At most so many; at least 1.
         lr: Of SGD with Nesterov momentum.
         momentum: Likewise.
@@ -182,6 +183,7 @@ def test_time_weights(
     model.eval()
     try:
         for epoch in range(1, epochs + 1):
+            _set_epoch(views, epoch - 1)
             seen = 0
             for batch in views:
                 logits = torch.stack([_expert_logits(model, v.to(device)) for v in _pair(batch)])
@@ -213,6 +215,13 @@ def test_time_weights(
 
 
 test_time_weights.__test__ = False  # type: ignore[attr-defined]  # for pytest
+
+
+def _set_epoch(views: Iterable[Views], epoch: int) -> None:
+    """As Lightning does for the loaders of training."""
+    sampler = getattr(getattr(views, "batch_sampler", None), "sampler", None)
+    if sampler is not None and hasattr(sampler, "set_epoch"):
+        sampler.set_epoch(epoch)
 
 
 def _expert_logits(model: nn.Module, images: Tensor) -> Tensor:

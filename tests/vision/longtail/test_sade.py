@@ -9,6 +9,7 @@ from torch import nn
 from moeapps.errors import ArgumentError
 from moeapps.vision.longtail import sade
 from moeapps.vision.longtail.aggregate import WeightedLogits
+from moeapps.vision.longtail.datamodules import LongTailData
 from moeapps.vision.longtail.sade import SADE, reversed_prior
 
 COUNTS = [6, 1, 3]  # pi = .6, .1, .3 and reversed .1, .6, .3
@@ -162,3 +163,16 @@ def test_a_real_model_is_left_as_it_was():
     pair = (torch.randn(4, 3, 16, 16), torch.randn(4, 3, 16, 16))
     sade.test_time_weights(model, [pair], epochs=2)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_every_epoch_draws_other_views():
+    pytest.importorskip("sklearn", reason='needs pip install "moeapps[vision]"')
+    data = LongTailData("digits-lt", batch_size=250)
+    data.setup()
+    model = SADE(10, data.class_counts, backbone="resnet8", in_channels=1)
+    seen = []
+    model.backbone.trunk.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0]))
+    pairs = data.view_pairs()
+    sade.test_time_weights(model, pairs, epochs=2, stop_below=0.0)
+    first, second = seen[:: 2 * len(pairs)]  # the first view of the first batch
+    assert not torch.equal(first, second)
