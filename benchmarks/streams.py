@@ -193,7 +193,7 @@ class StreamRuns(Runs):
         )
 
     def table(self, limits: tuple[int, int]) -> dict[str, dict[str, dict[str, float]]]:
-        """Model -> stream -> medians over the seeds, of the runs of these limits."""
+        """Model -> stream -> numbers over the seeds, of the runs of these limits."""
         cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
         slow = {name for name, (_, is_slow) in models().items() if is_slow}
         for row in self.rows.values():
@@ -201,8 +201,10 @@ class StreamRuns(Runs):
                 cells.setdefault((row["model"], row["stream"]), []).append(row)
         table: dict[str, dict[str, dict[str, float]]] = {}
         for (model, stream), rows in cells.items():
+            accuracies = [row["accuracy"] for row in rows]
             table.setdefault(model, {})[stream] = {
-                "accuracy": statistics.median(row["accuracy"] for row in rows),
+                "accuracy": statistics.fmean(accuracies),
+                "spread": statistics.stdev(accuracies) if len(rows) > 1 else 0.0,
                 "rate": statistics.median(row["rate"] for row in rows),
                 "seeds": len(rows),
             }
@@ -214,6 +216,7 @@ def render(table: dict[str, dict[str, dict[str, float]]], *, limits: tuple[int, 
     names = [n for n in (*GENERATED, *REAL) if any(n in cells for cells in table.values())]
     slow = {name for name, (_, is_slow) in models().items() if is_slow}
     fast = [model for model in table if model not in slow]
+    whole = list(table) if limits[0] == limits[1] else fast  # who saw all instances
     reference = table.get(REFERENCE, {})
 
     def lines(title: str, models_shown: list[str], cell: Callable[[str, str], str]) -> list[str]:
@@ -230,7 +233,11 @@ def render(table: dict[str, dict[str, dict[str, float]]], *, limits: tuple[int, 
 
     def accuracy(model: str, name: str) -> str:
         a = value(model, name, "accuracy")
-        return "" if a is None else f"{100 * a:.2f}"
+        if a is None:
+            return ""
+        cell = table[model].get(name, {})
+        spread = f" ± {100 * cell['spread']:.2f}" if cell.get("seeds", 1) > 1 else ""
+        return f"{100 * a:.2f}{spread}" if name not in REAL else f"{100 * a:.2f}"
 
     def rate(model: str, name: str) -> str:
         if name == "mean":
@@ -250,15 +257,16 @@ def render(table: dict[str, dict[str, dict[str, float]]], *, limits: tuple[int, 
     text = [
         f"# Drifting streams: {limits[0]:,} instances",
         "",
-        "Test-then-train, one process, in turn, one numba thread; medians over "
-        f"{min(seeds)} seed{'s' * (min(seeds) > 1)}.",
+        f"Test-then-train, one process, in turn, one numba thread; {min(seeds)} "
+        f"seed{'s' * (min(seeds) > 1)}: mean accuracy, ± standard deviation where the seed changes",
+        "the stream, and median rates.",
         "Rates are instances per second of CPU time of the whole process: CapyMOA's Java threads",
         "(compiler, memory management) are counted. Compiling numba kernels is not, and every",
         f"model ran {WARM_UP:,} instances first. CapyMOA reads instances that lie in Java's memory",
         "in its own Java loop, with its default settings but ten learners. Single trees compare at",
         "equal delta only: ours take 1e-7 where nothing is said, CapyMOA's 1e-3.",
         "",
-        *lines("Accuracy in percent", fast, accuracy),
+        *lines("Accuracy in percent", whole, accuracy),
         *lines("Instances per CPU second", fast, rate),
         *lines(f"Through dicts: the first {limits[1]:,} instances per CPU second",
                [m for m in table if m in slow], rate),
