@@ -19,7 +19,7 @@ from moeapps.training.callbacks import GateStatistics
 from moeapps.training.checkpoints import load_checkpoint
 from moeapps.training.export import CONFIG, load_model
 from moeapps.training.runs import RunFolder
-from moeapps.vision.longtail.aggregate import Aggregator, WeightedLogits
+from moeapps.vision.longtail.aggregate import Aggregator, MeanLogits, WeightedLogits
 from moeapps.vision.longtail.balpoe import mixup
 from moeapps.vision.longtail.base import LongTailModel
 from moeapps.vision.longtail.early_exit import Doubt, ExitRule, MaxProb, Sequential
@@ -153,6 +153,12 @@ class LongTailClassifier(MoEModule):
         if self.hparams["early_exit"] is not None:
             model.aggregate = Sequential(self._exit_rule(model), model.aggregate)
         if self.hparams["test_time"]:
+            if type(model.aggregate) is not MeanLogits:
+                raise ConfigError(
+                    f"test_time learns the weights of a mean of logits, but "
+                    f"{self.hparams['model']} answers by {type(model.aggregate).__name__}. Leave "
+                    "out test_time, or choose a model that averages logits, such as sade."
+                )
             model.aggregate = WeightedLogits([1.0] * model.num_experts)
         return model
 
@@ -165,8 +171,9 @@ class LongTailClassifier(MoEModule):
                 num_classes=model.num_classes,
                 top_n=options.get("top_n", 30),
             )
-        rule = MaxProb if self.hparams["early_exit"] == "max_prob" else Doubt
-        return rule(**options)
+        if self.hparams["early_exit"] == "max_prob":
+            return MaxProb(**options)
+        return Doubt(**{"conflict": getattr(model, "conflict", "released"), **options})
 
     def assemble(self) -> None:
         """Build the network. Convolutions are faster with the channels last."""
@@ -329,12 +336,12 @@ class LongTailClassifier(MoEModule):
                 options = self.hparams["test_time_args"] or {}
                 self.model.aggregate = test_time_weights(self.model, pairs, **options)
 
-    def _predict(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Output, what the experts say, and how many of them each image used."""
+    def _ask(self, images: Tensor, **options: Any) -> tuple[Any, Tensor]:
+        """What the model gives, and how many experts each image used."""
         with gating.record(self.model) as recording:
-            output, aux = self.model(batch["image"], return_aux=True)
+            given = self.model(images, **options)
         (*_, routing) = (calls[-1] for calls in recording.routings.values() if calls)
-        return output, aux, (routing.weights > 0).sum(-1)
+        return given, (routing.weights > 0).sum(-1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the output; during training of all experts together."""
@@ -350,7 +357,7 @@ class LongTailClassifier(MoEModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Collect the output and all that the report shows."""
-        output, aux, used = self._predict(batch)
+        (output, aux), used = self._ask(batch["image"], return_aux=True)
         self._found.add(output=output, target=batch["label"], logits=aux["logits"], used=used)
 
     def on_test_epoch_end(self) -> None:
@@ -383,8 +390,8 @@ class LongTailClassifier(MoEModule):
         )  # fmt: skip
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """Number of the image, class, probabilities, and experts used."""
-        output, _, used = self._predict(batch)
+        """Number of the image, class, probabilities, and experts used; an early exit skips."""
+        output, used = self._ask(batch["image"])
         return {
             "index": batch["index"],
             "label": output.argmax(-1),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moeapps import gating
+from moeapps.vision.longtail.aggregate import answered
 from moeapps.vision.longtail.base import LongTailModel
 from moeapps.vision.longtail.early_exit import Doubt, MaxProb, Sequential
 from moeapps.vision.longtail.evidence import log_uncertainty
@@ -104,10 +105,13 @@ def expert_scores(rows: Predictions, model: LongTailModel) -> dict[str, float]:
         **{f"tail/{name}": value for name, value in rare.items()},
     }
     if logits.shape[1] > 1:
-        for k, one in enumerate(logits.unbind(1), 1):
-            found[f"accuracy/expert_{k}"] = float((one.argmax(-1) == target).float().mean())
-        found["experts/disagreement"] = mean_off_diagonal(disagreement(logits))
-        found["experts/kl"] = mean_off_diagonal(pairwise_kl(logits))
+        heard = answered(logits)
+        for k, (one, said) in enumerate(zip(logits.unbind(1), heard.unbind(1), strict=True), 1):
+            right = (one.argmax(-1) == target)[said]
+            found[f"accuracy/expert_{k}"] = float(right.float().mean())
+        by_all = logits[heard.all(1)]
+        found["experts/disagreement"] = mean_off_diagonal(disagreement(by_all))
+        found["experts/kl"] = mean_off_diagonal(pairwise_kl(by_all))
         found["experts/used"] = float(rows["used"].float().mean())
     return found
 
@@ -118,8 +122,8 @@ def uncertainty(model: LongTailModel, output: Tensor, logits: Tensor) -> Tensor:
     NaN where no expert gave finite logits.
     """
     if isinstance(model, TLC):
-        answered = logits.isfinite().all(-1).any(-1)
-        return torch.where(answered, log_uncertainty(logits.double()), torch.nan)
+        doubt = log_uncertainty(logits.double(), model.conflict)
+        return torch.where(answered(logits).any(-1), doubt, torch.nan)
     return -F.log_softmax(output.double(), -1).amax(-1)
 
 
@@ -135,6 +139,7 @@ def engagement_curve(model: LongTailModel, logits: Tensor, target: Tensor) -> Te
     inner = model.aggregate
     inner = copy.deepcopy(inner.inner if isinstance(inner, Sequential) else inner).cpu()
     evidential = isinstance(model, TLC)
+    conflict = model.conflict if isinstance(model, TLC) else "released"
     first = logits[:, :1]
     value = (
         log_uncertainty(first.double()).exp() if evidential else first[:, 0].softmax(-1).amax(-1)
@@ -143,7 +148,8 @@ def engagement_curve(model: LongTailModel, logits: Tensor, target: Tensor) -> Te
     thresholds = torch.quantile(value[value.isfinite()], quantiles).unique()
     points = []
     for threshold in [0.0, *thresholds.tolist(), 1.0 + 1e-6]:
-        rule = Doubt(min(max(threshold, 1e-30), 1 - 1e-9)) if evidential else MaxProb(threshold)
+        doubt = Doubt(min(max(threshold, 1e-30), 1 - 1e-9), conflict=conflict)
+        rule = doubt if evidential else MaxProb(threshold)
         exits = Sequential(rule, inner)
         with gating.record(exits) as recording, torch.no_grad():
             predicted = exits(logits).argmax(-1)

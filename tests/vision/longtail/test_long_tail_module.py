@@ -14,7 +14,10 @@ from moeapps.vision.longtail.aggregate import WeightedLogits
 from moeapps.vision.longtail.base import LongTailModel
 from moeapps.vision.longtail.datamodules import LongTailData
 from moeapps.vision.longtail.early_exit import Sequential
+from moeapps.vision.longtail.logit_adjustment import BalancedSoftmax
+from moeapps.vision.longtail.metrics import mean_off_diagonal, pairwise_kl
 from moeapps.vision.longtail.modules import LongTailClassifier, teacher_network
+from moeapps.vision.longtail.scoring import Predictions, expert_scores
 
 SMALL = {"backbone": "resnet8", "backbone_args": {"widths": [4, 6, 8]}}
 METHODS = (
@@ -311,3 +314,46 @@ def test_one_expert_that_gives_nan_does_not_silence_the_others():
     found = evaluate(module)
     assert found["test/experts/used"] == 2
     assert math.isfinite(found["test/loss"])
+
+
+def test_prediction_with_an_early_exit_calls_later_branches_on_fewer_images():
+    module = LongTailClassifier(
+        "balanced_softmax", model_args={"num_experts": 3, "backbone": "resnet8"},
+        early_exit="max_prob", early_exit_args={"threshold": 0.4},
+        num_classes=3, class_counts=[4, 3, 2],
+    ).eval()  # fmt: skip
+    torch.manual_seed(0)
+    rows = [0, 0, 0]
+    for k, body in enumerate(module.model.backbone.bodies):
+        body.register_forward_hook(
+            lambda _, inputs, __, k=k: rows.__setitem__(k, rows[k] + len(inputs[0]))
+        )
+    images = torch.randn(16, 3, 16, 16)
+    found = module.predict_step({"image": images, "index": torch.arange(16)}, 0)
+    assert rows[0] == 16
+    assert sum(rows) == int(found["experts"].sum())
+    assert sum(rows) < 48
+
+
+def test_weights_of_test_time_do_not_replace_another_aggregation():
+    with pytest.raises(ConfigError, match="Leave out test_time"):
+        LongTailClassifier(
+            "cross_entropy", model_args={"backbone": "resnet8", "tau": 1.0}, test_time=True,
+            num_classes=3, class_counts=[4, 3, 2],
+        )  # fmt: skip
+
+
+def test_scores_leave_out_an_expert_without_an_answer():
+    model = BalancedSoftmax(3, [4, 3, 2], backbone="resnet8", num_experts=2)
+    logits = torch.randn(20, 2, 3, generator=torch.Generator().manual_seed(0))
+    logits[:5, 1] = torch.nan
+    rows = Predictions(
+        {
+            "output": logits[:, 0], "target": torch.arange(20) % 3, "logits": logits,
+            "used": torch.ones(20),
+        }
+    )  # fmt: skip
+    found = expert_scores(rows, model)
+    assert all(value == value for value in found.values()), found
+    kept = logits[5:]
+    assert found["experts/kl"] == mean_off_diagonal(pairwise_kl(kept))
