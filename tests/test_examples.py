@@ -44,6 +44,16 @@ def test_recsys_own_files_learns_both_tasks():
     assert buy > 0.6
 
 
+def test_vision_longtail_trains_both():
+    scores = load("vision_longtail").main(epochs=8)
+    assert list(scores) == ["balanced_softmax", "ride"]
+    assert min(scores.values()) > 0.4
+
+
+def test_vision_own_images_learns():
+    assert load("vision_own_images").main(epochs=8) > 0.4
+
+
 def test_vision_cosmo_answers_among_seen_and_unseen_classes():
     scores = load("vision_cosmo").main(images_per_class=10)
     assert min(scores.values()) > 0.5
