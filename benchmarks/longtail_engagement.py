@@ -71,6 +71,50 @@ def branch_cost(runs: Runs, *, quick: bool) -> None:
         runs.add(row, f"cost at batch {batch}: {times['three'] / times['single']:.2f}x")
 
 
+class FixedShares(torch.nn.Module):
+    """Let the first rows of a batch go on, as many as a trained early exit let.
+
+    Args:
+        shares: Of the batch that asks the second expert, the third, and so on.
+        batch: Images of the batch.
+    """
+
+    def __init__(self, shares: tuple[float, ...], batch: int) -> None:
+        super().__init__()
+        self.counts = [round(share * batch) for share in shares]
+
+    def forward(self, logits: torch.Tensor, features: Any = None) -> torch.Tensor:
+        """Which of the active images need another expert."""
+        return torch.arange(len(logits)) < self.counts[logits.shape[1] - 1]
+
+
+def skipping_cost(runs: Runs, *, quick: bool) -> None:
+    """Forward of a whole ResNet-32 with three branches against fixed shares of its images."""
+    for batch in (128, 16):
+        row: dict[str, Any] = {"kind": "skip", "model": "resnet32", "seed": 0, "batch": batch}
+        if runs.key(row) in runs.rows:
+            continue
+        net = create_model("ride", num_classes=100, class_counts=[10] * 100).eval()
+        net = net.to(memory_format=torch.channels_last)
+        images, whole = torch.randn(batch, 3, 32, 32), net.aggregate
+
+        def timed(aggregate: Aggregator, net: Any = net, images: Any = images) -> Any:
+            def call() -> None:
+                net.aggregate = aggregate
+                with torch.inference_mode():
+                    net(images)
+
+            return call
+
+        calls = {"whole": timed(whole)}
+        for more, most in ((0.0, 0.0), (0.2, 0.1), (0.4, 0.2), (0.5, 0.35), (0.75, 0.5), (1, 1)):
+            experts = f"{1 + more + most:.2f}"
+            calls[experts] = timed(Sequential(FixedShares((more, most), batch), whole))
+        times = median_times(calls, 2 if quick else 15 if batch > 16 else 40)
+        row["time"] = {key: round(one / times["whole"], 4) for key, one in times.items()}
+        runs.add(row, f"skipping at batch {batch}: {row['time']}")
+
+
 def _forward(net: LongTailModel, images: torch.Tensor) -> Callable[[], Any]:
     def call() -> None:
         with torch.inference_mode():
@@ -144,9 +188,9 @@ def accuracy(
     return round(right / count, 5), used / count
 
 
-def chosen_exit(row: dict[str, Any]) -> dict[str, Any]:
-    """The fastest exit that is as accurate as all experts on the validation images."""
-    as_good = [one for one in row["exits"] if one["val"] >= row["whole"]["val"]]
+def chosen_exit(row: dict[str, Any], loss: float = 0.0) -> dict[str, Any]:
+    """The exit with the fewest experts that loses no more accuracy on the validation images."""
+    as_good = [one for one in row["exits"] if one["val"] >= row["whole"]["val"] - loss - 1e-9]
     found: dict[str, Any] = min(as_good or row["exits"], key=itemgetter("experts"))
     return found
 
@@ -165,6 +209,7 @@ def measure(
     if render_only:
         return
     branch_cost(runs, quick=quick)
+    skipping_cost(runs, quick=quick)
     for seed in range(1 if quick else seeds):
         for name in MODELS:
             early_exit(runs, name, seed, quick=quick)
