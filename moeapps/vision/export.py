@@ -27,7 +27,9 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """The probabilities."""
-        return {"probability": self.model(images).softmax(-1)}
+        logits = self.model(images)
+        own = getattr(self.model, "probabilities", None)  # of classes that may hold together
+        return {"probability": logits.softmax(-1) if own is None else own(logits)}
 
 
 def export_network(module: Any) -> nn.Module:

@@ -107,6 +107,11 @@ class KnowledgeConcentration(nn.Module):
         logits = logits[:, 0]
         return logits if self.scale is None else self.scale(logits)
 
+    @staticmethod
+    def probabilities(logits: Tensor) -> Tensor:
+        """Of each class by itself; a row need not sum to 1."""
+        return logits.sigmoid()
+
 
 def average_precision(scores: Tensor, labels: Tensor, classes: Sequence[int]) -> float:
     r"""Mean over ``classes`` of the average precision of ranking images by the class's score.

@@ -237,8 +237,10 @@ class KnowledgeConcentrationModule(MoEModule):
         """Number of the image, class (a specialist's own numbers), and each class's sigmoid."""
         logits = self.model(batch["image"])
         return {
-            "index": batch["index"], "label": logits.argmax(-1), "probability": logits.sigmoid(),
-        }  # fmt: skip
+            "index": batch["index"],
+            "label": logits.argmax(-1),
+            "probability": self.model.probabilities(logits),
+        }
 
 
 def verticals_by_prefix(names: Sequence[str], characters: int) -> list[int]:

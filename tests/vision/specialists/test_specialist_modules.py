@@ -6,6 +6,7 @@ import torch
 from moeapps.errors import ConfigError
 from moeapps.training.export import load_model, save_model
 from moeapps.vision import KnowledgeConcentrationModule, datasets
+from moeapps.vision.export import Classifier
 from moeapps.vision.longtail.datamodules import LongTailData
 from moeapps.vision.specialists.modules import specialist_network
 
@@ -116,3 +117,10 @@ def test_options_that_do_not_fit_are_refused(data):
         fit(make(vertical=3), data)
     with pytest.raises(ConfigError, match="prefix=3"):
         fit(KnowledgeConcentrationModule(prefix=3), data)
+
+
+def test_an_exported_program_gives_sigmoids(specialists):
+    network = load_model(specialists[0])
+    images = torch.rand(4, 1, 8, 14)
+    found = Classifier(network)(images)["probability"]
+    assert torch.equal(found, network(images).sigmoid())
