@@ -82,8 +82,8 @@ def _customization(rows: Rows) -> str:
         "of MNIST are not identified, so each user is a fixed slant, size, turn and stroke width;",
         "300 labelled images of the user and 3,000 generic ones to replay. Tested on 5,000 test",
         "images in the user's style and 5,000 others as they are. Mean over the users of a seed,",
-        "then over seeds. The gate's targets and weight decay were chosen on six users of one seed, of",
-        "whom three are among the twenty here.", "",
+        "then over seeds. The gate's targets and weight decay were chosen on six users of one",
+        "seed; the styles of three are among the twenty here.", "",
         "| Images | global expert | local expert | mixture | oracle | sent to the local expert |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip
@@ -130,9 +130,9 @@ def _cosmo(rows: Rows) -> str:
         "steps). *Reference*: a run by others with the ten base digits as attributes; its split,",
         "features and zero-shot expert are not known. The last column is the paired difference of",
         "the adaptive form.", "",
-        "The features decide: on raw pixels, tried first, the seen expert is weak and the gate does",
-        "not pay. `python examples/vision_cosmo.py` shows it (one seed): 0.710, calibrated stacking",
-        "0.741, the zero-shot expert alone 0.716.", "",
+        "The features decide: on raw pixels, tried first, the seen expert is weak and the gate",
+        "does not pay. `python examples/vision_cosmo.py` shows it (one seed): 0.710, calibrated",
+        "stacking 0.741, the zero-shot expert alone 0.716.", "",
     ]  # fmt: skip
     for expert in ("DAP", "ESZSL"):
         start = f"{expert}: "
