@@ -15,10 +15,12 @@ from moeapps.training.classes import check_class_path, import_class
 
 SCHEMA = 1
 
+_SPECIALISTS = "moeapps.vision.specialists.modules"
+
 # Short names a configuration may use for ``class_path``.
 CLASSES = {
     "AdversarialClassifier": "moeapps.vision.robust.modules.AdversarialClassifier",
-    "KnowledgeConcentrationModule": "moeapps.vision.specialists.modules.KnowledgeConcentrationModule",
+    "KnowledgeConcentrationModule": f"{_SPECIALISTS}.KnowledgeConcentrationModule",
     "LongTailClassifier": "moeapps.vision.longtail.modules.LongTailClassifier",
     "LongTailData": "moeapps.vision.longtail.datamodules.LongTailData",
     "MowstClassifier": "moeapps.graphs.modules.MowstClassifier",
