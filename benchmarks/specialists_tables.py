@@ -82,8 +82,8 @@ def _customization(rows: Rows) -> str:
         "of MNIST are not identified, so each user is a fixed slant, size, turn and stroke width;",
         "300 labelled images of the user and 3,000 generic ones to replay. Tested on 5,000 test",
         "images in the user's style and 5,000 others as they are. Mean over the users of a seed,",
-        "then over seeds. The gate's targets and weight decay were chosen on six users of one",
-        "seed; the styles of three are among the twenty here.", "",
+        "then over seeds. The gate's targets and weight decay were chosen on the test figures of",
+        "six users of one seed; the styles of three are among the twenty here.", "",
         "| Images | global expert | local expert | mixture | oracle | sent to the local expert |",
         "|---|---|---|---|---|---|",
     ]  # fmt: skip

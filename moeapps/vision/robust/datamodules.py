@@ -94,6 +94,7 @@ class PixelData(lightning.LightningDataModule):
     Attributes:
         num_classes: After ``setup``.
         in_channels: After ``setup``.
+        image_size: Height and width; after ``setup``.
 
     Example:
         >>> data = PixelData("digits", batch_size=64)
@@ -138,7 +139,8 @@ class PixelData(lightning.LightningDataModule):
         self._splits = {"train": train, "test": test}
         if val is not None:
             self._splits["val"] = val
-        self.num_classes, self.in_channels = train.num_classes, train.shape[2]
+        self.num_classes = train.num_classes
+        *self.image_size, self.in_channels = train.shape
 
     def tensors(self, split: str) -> tuple[Tensor, Tensor]:
         """Images and labels of a split."""

@@ -41,6 +41,9 @@ class AdversarialClassifier(MoEModule):
     Args:
         model: ``"advmoe"``, ``"dense_cnn"`` or another registered name with their calls.
         model_args: Arguments of the model; classes and channels come from the data.
+        num_classes: By default the data's.
+        in_channels: By default the data's.
+        image_size: Height and width, for exports; by default the data's.
         scheme: ``"alternating"`` or ``"joint"``.
         router_objective: ``"label_mod"`` (the released code: the router predicts the label modulo
             N), ``"trades"`` (the paper: the network's own loss, through the scores), or
@@ -93,6 +96,7 @@ class AdversarialClassifier(MoEModule):
         model_args: dict[str, Any] | None = None,
         num_classes: int | None = None,
         in_channels: int | None = None,
+        image_size: list[int] | None = None,
         scheme: Literal["alternating", "joint"] = "alternating",
         router_objective: RouterObjective = "label_mod",
         cover: float = 0.0,
@@ -160,8 +164,8 @@ class AdversarialClassifier(MoEModule):
                 "AdversarialClassifier got no data module that knows its classes. Pass "
                 "datamodule=PixelData(...) to the trainer, or num_classes= and in_channels=."
             )
-        self.hparams["num_classes"] = data.num_classes
-        self.hparams["in_channels"] = data.in_channels
+        for name in ("num_classes", "in_channels", "image_size"):
+            self.hparams[name] = getattr(data, name, self.hparams[name])
         self.assemble()
 
     def configure_optimizers(self) -> Any:

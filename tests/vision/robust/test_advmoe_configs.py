@@ -3,12 +3,15 @@
 import math
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from moeapps.cli.build import build
 from moeapps.cli.configs import check_config, read_config
 from moeapps.vision import AdversarialClassifier, PixelData, datasets
+from moeapps.vision.export import export_inputs, export_network
 
 pytest.importorskip("sklearn", reason='needs pip install "moeapps[vision]"')
 EXAMPLES = Path(__file__).parents[3] / "examples"
@@ -44,3 +47,18 @@ def test_config_runs(path, tmp_path):
 def test_the_example_runs(capsys):
     runpy.run_path(str(EXAMPLES / "vision_advmoe.py"))["main"](epochs=1, tested=8)
     assert capsys.readouterr().out.count("worst case of each image") == 2
+
+
+def test_a_run_on_digits_exports_what_it_computes(tmp_path):
+    module = AdversarialClassifier("advmoe", model_args={"backbone": "small_cnn", "ratio": 0.5})
+    data = PixelData("digits")
+    data.setup("fit")
+    module.trainer = SimpleNamespace(datamodule=data)
+    module.setup("fit")
+    network = export_network(module.eval())
+    images, shapes = export_inputs(module)
+    program = torch.export.export(network, images(1), dynamic_shapes=shapes).module()
+    with torch.no_grad():
+        expected = network(*images(3))["probability"]
+        torch.testing.assert_close(program(*images(3))["probability"], expected)
+    assert expected.shape == (19, 10)
