@@ -24,7 +24,7 @@ from moeapps.errors import RunFolderError
 
 PACKAGES = (
     "moeapps", "torch", "lightning", "torchmetrics", "jsonargparse", "numpy", "scipy", "matplotlib",
-    "rich", "safetensors", "torch-geometric", "numba", "river", "pandas",
+    "rich", "safetensors", "torch-geometric", "numba", "river", "pandas", "torchvision", "timm",
 )  # fmt: skip
 
 
