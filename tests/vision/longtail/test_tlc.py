@@ -86,6 +86,16 @@ def test_threshold_is_strict():
     assert model.engaged(z)[:, 1].tolist() == [True, False]
 
 
+def test_share_zero_engages_even_images_whose_engagement_underflows():
+    model = model_of(num_experts=6, engage_above=0.0)
+    z = torch.zeros(2, 6, 2)
+    z[0, :, 0] = 30.0
+    assert log_engagement(z)[0, 5].exp() == 0
+    assert model.engaged(z).all()
+    with pytest.raises(ArgumentError, match="engage_above=1"):
+        model_of(engage_above=1)
+
+
 def test_diversity_term_compares_with_the_soft_output():
     model = model_of(num_experts=2, eta=0.2)
     z = torch.randn(5, 2, 2)
