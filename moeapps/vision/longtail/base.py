@@ -213,7 +213,7 @@ def checked_counts(class_counts: Sequence[int] | Tensor, num_classes: int) -> Te
         has = "has" if len(empty) == 1 else "have"
         raise ArgumentError(
             f"{named} {has} no training image, so the prior has no logarithm. Every class needs at "
-            "least one: drop or merge such classes in the data module."
+            "least one: leave such classes out (empty_classes: drop of LongTailData)."
         )
     return counts
 

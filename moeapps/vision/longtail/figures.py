@@ -35,7 +35,8 @@ CAPTIONS = {
     ),
     "engagement": (
         "Accuracy against the mean number of experts per image, when images leave as soon as the "
-        "experts so far are sure enough; the thresholds were not chosen on other images."
+        "experts so far are sure enough. Each point is a threshold, tried on the test images "
+        "themselves: choose the one to use on validation images."
     ),
     "curves_accuracy": "Validation accuracy over the epochs, all classes alike and by group.",
     "curves_loss": "Losses over the epochs; the training loss is the method's own.",
