@@ -8,7 +8,13 @@ from moeapps.data.card import DataFile, DatasetCard
 from moeapps.data.home import data_home
 from moeapps.data.locate import locate
 from moeapps.errors import DataIntegrityError, DataNotFoundError
-from moeapps.vision.datasets.images import ImageFiles, ImageSet, Splits
+from moeapps.vision.datasets.images import (
+    MOST_CLASSES,
+    ImageFiles,
+    ImageSet,
+    Splits,
+    numbered_classes,
+)
 from moeapps.vision.datasets.imbalance import long_tailed_splits
 
 SPLITS = ("train", "val", "test")
@@ -156,18 +162,20 @@ def read_file_list(
     path, folder = Path(path), Path(folder)
     if not path.is_file():
         raise DataNotFoundError(f"{path} is not there. Pass the path of a list of images.")
+    most = MOST_CLASSES if classes is None else classes
     names, labels, lines = [], [], []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not line.strip():
             continue
         name, *rest = line.rsplit(maxsplit=1)
-        if not rest or not (label := rest[0]).isdecimal():
+        # int() refuses more digits than there are in any label.
+        if not rest or not (label := rest[0]).isdecimal() or len(label) > 18:
             raise _wrong(path, number, f"{line!r} is not a path and a label from 0 up")
         place = PurePosixPath(name.strip())
         if place.is_absolute() or ".." in place.parts:
             raise _wrong(path, number, f"{name!r} points outside the folder of the images")
-        if classes is not None and int(label) >= classes:
-            raise _wrong(path, number, f"label {label} is out of range for {classes} classes")
+        if int(label) >= most:
+            raise _wrong(path, number, f"label {label} is out of range for {most:,} classes")
         names.append(str(place))
         labels.append(int(label))
         lines.append(number)
@@ -175,8 +183,9 @@ def read_file_list(
         raise DataIntegrityError(f"{path} names no images. Fetch it again.")
     files = ImageFiles(folder, np.array(names), mode, path, np.array(lines))
     files.require()
-    count = classes if classes is not None else max(labels) + 1
-    return ImageSet(files, np.array(labels), tuple(map(str, range(count))))
+    numbers = np.array(labels)
+    class_names = numbered_classes(numbers) if classes is None else tuple(map(str, range(classes)))
+    return ImageSet(files, numbers, class_names)
 
 
 def _wrong(path: Path, line: int, what: str) -> DataIntegrityError:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import torch
 
 CHANNELS = {"L": 1, "RGB": 3}
+MOST_CLASSES = 1_000_000
+"""A larger label without a name for its class is taken for a mistake."""
 
 
 @dataclass(frozen=True)
@@ -280,6 +282,29 @@ def images_of(path: Path) -> Iterator[None]:
         raise DataIntegrityError(
             f"{path} holds no such images: {error} It is not the published file, or made wrongly."
         ) from error
+
+
+def numbered_classes(labels: NDArray[Any]) -> tuple[str, ...]:
+    """Names of classes that have none: the numbers up to the largest label.
+
+    Raises:
+        ArgumentError: There is no label, or one that numbers no class.
+
+    Example:
+        >>> numbered_classes(np.array([0, 2, 0]))
+        ('0', '1', '2')
+    """
+    if labels.size == 0 or not np.issubdtype(labels.dtype, np.integer):
+        raise ArgumentError(
+            f"{labels.size} labels of type {labels.dtype} number no classes. Expected one whole "
+            "number from 0 per image."
+        )
+    if (largest := int(labels.max())) >= MOST_CLASSES:
+        raise ArgumentError(
+            f"Label {largest} of image {labels.argmax()} is beyond {MOST_CLASSES:,} classes. "
+            "Number the classes without gaps, or name them."
+        )
+    return tuple(map(str, range(largest + 1)))
 
 
 def _checked_images(images: NDArray[Any]) -> NDArray[Any]:

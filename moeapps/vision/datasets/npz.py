@@ -11,7 +11,7 @@ from moeapps.data.card import DataFile, DatasetCard
 from moeapps.data.integrity import reading
 from moeapps.data.locate import locate
 from moeapps.errors import DataNotFoundError
-from moeapps.vision.datasets.images import ImageSet, Splits, images_of
+from moeapps.vision.datasets.images import ImageSet, Splits, images_of, numbered_classes
 from moeapps.vision.datasets.imbalance import long_tailed_splits
 
 # name -> title, classes, images in train, val and test
@@ -156,9 +156,9 @@ def read_npz(
     """
     path = Path(path)
     arrays = read_arrays(path, ("train", "test"), optional=("val",))
-    if class_names is None:
-        class_names = [str(label) for label in range(int(arrays["train"][1].max()) + 1)]
     with images_of(path):
+        if class_names is None:
+            class_names = numbered_classes(arrays["train"][1])
         sets = {split: ImageSet(*pair, tuple(class_names)) for split, pair in arrays.items()}
         shapes = {images.shape for images in sets.values()}
         if len(shapes) > 1:

@@ -198,6 +198,13 @@ def test_any_npz_is_read_and_made_long_tailed(tmp_path):
         ({"test_images": np.zeros((12, 7, 7), np.uint8)}, "different shapes"),
         ({"val_images": np.zeros((3, 6, 6), np.uint8)}, "no array 'val_labels'"),
         ({"train_images": np.array([None] * 30)}, "own.npz"),
+        ({"train_labels": np.full(30, 2**40)}, r"Label 1099511627776 of image 0 is beyond"),
+        ({"train_labels": np.full(30, np.nan)}, "labels of type float64 number no classes"),
+        ({"train_labels": np.array(["cat"] * 30)}, "number no classes"),
+        (
+            {"train_images": np.zeros((0, 6, 6), np.uint8), "train_labels": np.zeros(0, int)},
+            "0 labels of type int64 number no classes",
+        ),
         ({"train_images": np.zeros((30, 6, 6, 2), np.uint8)}, "1 or 3 channels"),
     ],
 )
@@ -264,6 +271,14 @@ def test_malformed_line_is_named(tmp_path, line, message):
     (tmp_path / "list.txt").write_text(f"a.png 0\n{line}\n")
     with pytest.raises(DataIntegrityError, match=message):
         read_file_list(tmp_path / "list.txt", tmp_path, 3)
+
+
+@pytest.mark.parametrize("label", ["9999999999", "9" * 5000])
+def test_label_that_no_set_has_is_named_and_not_counted_up_to(tmp_path, label):
+    image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "list.txt").write_text(f"a.png 0\na.png {label}\n")
+    with pytest.raises(DataIntegrityError, match=r"list\.txt, line 2: "):
+        read_file_list(tmp_path / "list.txt", tmp_path)
 
 
 def test_paths_with_spaces_tabs_and_empty_lines_are_read(tmp_path):
