@@ -43,12 +43,12 @@ class ImageViews(torch.utils.data.Dataset[dict[str, Any]]):
 def seeded(*numbers: int) -> Iterator[None]:
     """Inside, the global generators of torch, NumPy and Python start from these numbers.
 
-    Afterwards they go on where they were.
+    Afterwards they go on where they were. The generators of GPUs are left alone.
     """
     states = random.getstate(), np.random.get_state()
     seed = int(np.random.SeedSequence([int(n) for n in numbers]).generate_state(1)[0])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed also moves those of GPUs
         np.random.seed(seed)
         random.seed(seed)
         try:

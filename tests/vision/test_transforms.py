@@ -285,6 +285,18 @@ def test_views_of_an_image_do_not_depend_on_the_order_or_move_global_generators(
     assert not torch.equal(views[0]["image"], first[0]["image"])
 
 
+def test_seeding_leaves_the_generators_of_gpus_alone(monkeypatch):
+    def moved(seed):
+        raise AssertionError("the generators of the GPUs were seeded and stay so")
+
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", moved)
+    monkeypatch.setattr(torch.cuda, "_is_in_bad_fork", lambda: False)
+    with seeded(1, 2):
+        first = torch.rand(3)
+    with seeded(1, 2):
+        assert torch.equal(torch.rand(3), first)
+
+
 def test_unknown_names_get_the_closest():
     for call in (batched, per_image):
         with pytest.raises(UnknownNameError, match="cifar-weak"):
