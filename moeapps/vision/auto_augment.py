@@ -79,7 +79,7 @@ def cifar_policy(images: Tensor, generator: torch.Generator | None = None) -> Te
             chosen = (kind == number).nonzero()[:, 0]
             if len(chosen):
                 changed = operation(pixels[chosen], level[chosen], sign[chosen])
-                pixels = pixels.index_copy(0, chosen, changed.floor())
+                pixels.index_copy_(0, chosen, changed.floor())
     return pixels / 255
 
 

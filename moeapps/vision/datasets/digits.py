@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from moeapps.data.card import DatasetCard
 from moeapps.errors import ArgumentError
 from moeapps.vision.datasets.counts import exponential_counts
-from moeapps.vision.datasets.images import ImageSet, Splits
+from moeapps.vision.datasets.images import ImageSet, Splits, rows_of_classes
 from moeapps.vision.datasets.imbalance import long_tailed_splits, shifted_test
 
 _UCI = {
@@ -100,7 +100,7 @@ def pair_digits(
     images, labels = all_digits()
     # Separate generators: another number of test images leaves the training images as they are.
     pools, *draws = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(4))
-    shuffled = [pools.permutation(np.flatnonzero(labels == digit)) for digit in range(10)]
+    shuffled = [pools.permutation(members) for members in rows_of_classes(labels, 10)]
     pairs = pools.permutation(100)
     names = tuple(f"{pair // 10}{pair % 10}" for pair in pairs)
     shares = (slice(per_digit), slice(per_digit, 80), slice(80, None))
@@ -125,8 +125,12 @@ def _draw_pairs(
     rng: np.random.Generator,
 ) -> NDArray[np.float32]:
     pair = np.repeat(pairs, counts)
+    sizes = np.array([len(rows) for rows in pools])
+    starts = sizes.cumsum() - sizes
+    rows = np.concatenate(pools)
     left, right = (
-        images[[rng.choice(pools[digit]) for digit in digits]] for digits in (pair // 10, pair % 10)
+        images[rows[starts[digit] + rng.integers(0, sizes[digit])]]
+        for digit in (pair // 10, pair % 10)
     )
     canvas = np.zeros((len(pair), 8, 14), np.float32)
     canvas[:, :, :8] += left
@@ -187,7 +191,7 @@ def read_digits(
     """
     images, labels = all_digits()
     rng = np.random.default_rng(seed)
-    rows = [rng.permutation(np.flatnonzero(labels == digit)) for digit in range(10)]
+    rows = [rng.permutation(members) for members in rows_of_classes(labels, 10)]
     names = tuple(str(digit) for digit in range(10))
     whole = ImageSet(images, labels, names)
     held, val, pool = (

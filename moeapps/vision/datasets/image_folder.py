@@ -81,11 +81,12 @@ def _read_split(folder: Path, classes: tuple[str, ...] | None, mode: str) -> Ima
             "or add training images."
         )
     names, labels = [], []
+    numbers = {name: label for label, name in enumerate(classes)}
     for name in below:
         for path in sorted((folder / name).rglob("*")):
             if path.suffix.lower() in SUFFIXES:
                 names.append(path.relative_to(folder).as_posix())
-                labels.append(classes.index(name))
+                labels.append(numbers[name])
     if not names:
         raise DataNotFoundError(
             f"{folder} has no images in folders of classes. Expected <class>/<image>, with "

@@ -221,8 +221,8 @@ class ImageSet:
             raise ArgumentError(f"share={share} leaves one side empty. Choose between 0 and 1.")
         rng = np.random.default_rng(seed)
         held = np.zeros(len(self), dtype=bool)
-        for label in range(self.num_classes):
-            rows = rng.permutation(np.flatnonzero(self.labels == label))
+        for members in rows_of_classes(self.labels, self.num_classes):
+            rows = rng.permutation(members)
             held[rows[: int(share * len(rows))]] = True
         return self.take(np.flatnonzero(~held)), self.take(np.flatnonzero(held))
 
@@ -282,6 +282,17 @@ def images_of(path: Path) -> Iterator[None]:
         raise DataIntegrityError(
             f"{path} holds no such images: {error} It is not the published file, or made wrongly."
         ) from error
+
+
+def rows_of_classes(labels: NDArray[Any], classes: int) -> list[NDArray[np.int64]]:
+    """The rows of each class, ascending.
+
+    Example:
+        >>> [rows.tolist() for rows in rows_of_classes(np.array([2, 0, 2]), 3)]
+        [[1], [], [0, 2]]
+    """
+    ends = np.bincount(labels, minlength=classes).cumsum()
+    return np.split(np.argsort(labels, kind="stable"), ends[:-1])
 
 
 def numbered_classes(labels: NDArray[Any]) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """Digits-LT and PairDigits-LT: counts, seeds, no digit in two splits."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -60,6 +62,15 @@ def test_pairs_follow_the_seed_and_not_the_size_of_other_splits():
     fewer = pair_digits(1, test_per_class=5, val_per_class=3)
     assert np.array_equal(fewer.train.images, one.train.images)
     assert len(fewer.test) == 500
+
+
+def test_images_are_those_of_the_published_results():
+    def digest(splits):
+        parts = (splits.train, splits.val, splits.test)
+        return hashlib.sha256(b"".join(part.images.tobytes() for part in parts)).hexdigest()[:16]
+
+    assert digest(pair_digits(1, noise=0)) == "d18aabbcac5727b4"
+    assert digest(load("digits-lt", seed=1)) == "40032874bc3a9af9"
 
 
 def test_noise_has_the_deviation_asked_for():

@@ -78,6 +78,11 @@ def test_hold_out_is_stratified_seeded_and_leaves_every_class_an_image():
     assert sorted([*kept.images.ravel(), *held.images.ravel()]) == list(range(65))
     assert np.array_equal(data.hold_out(0.2, seed=1)[1].images, held.images)
     assert not np.array_equal(data.hold_out(0.2, seed=2)[1].images, held.images)
+    draws, expected = np.random.default_rng(1), []
+    for label in range(4):
+        rows = draws.permutation(np.flatnonzero(labels == label))
+        expected += rows[: int(0.2 * len(rows))].tolist()
+    assert held.images.ravel().tolist() == sorted(expected)
     assert data.hold_out(0.99)[0].class_counts.min() == 1
     for share in (0, 1, -0.5):
         with pytest.raises(ArgumentError, match="share="):
