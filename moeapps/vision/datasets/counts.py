@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from moeapps.errors import ArgumentError, UnknownNameError
 
 Counts = NDArray[np.int64]
+_MOST = 1_000_000_000  # images of one class, so also their ratio
 
 
 def exponential_counts(largest: float, imbalance: float, classes: int) -> Counts:
@@ -79,6 +80,8 @@ def profile(kind: str, imbalance: float | None, largest: int | None, available: 
     Without ``largest`` it is the largest profile that fits below what is available.
     """
     classes = len(available)
+    if largest is not None and largest < 1:
+        raise ArgumentError(f"largest={largest} leaves the head without an image. Pass 1 or more.")
     if kind == "tlc":
         if imbalance is not None:
             raise ArgumentError(
@@ -108,9 +111,9 @@ def _fullest(
 
 
 def _checked_imbalance(imbalance: float) -> float:
-    if not imbalance >= 1:
+    if not 1 <= imbalance <= _MOST:
         raise ArgumentError(
-            f"imbalance={imbalance} is below 1. Pass the ratio of the largest to the smallest "
-            "class, and reverse=True for the other direction."
+            f"imbalance={imbalance} is below 1 or above {_MOST:,}. Pass the ratio of the largest "
+            "to the smallest class, and reverse=True for the other direction."
         )
     return imbalance

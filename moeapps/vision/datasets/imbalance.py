@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from moeapps.errors import ArgumentError
 from moeapps.vision.datasets.counts import profile
-from moeapps.vision.datasets.images import ImageSet, Splits
+from moeapps.vision.datasets.images import ImageSet, Splits, rows_of_classes
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -27,6 +27,8 @@ def long_tail_rows(
 ) -> NDArray[np.int64]:
     """Rows of a long-tailed part of a set; see :func:`long_tail`."""
     labels = np.asarray(labels)
+    if not len(labels):
+        raise ArgumentError("The set is empty. Pass one with images of every class.")
     available = np.bincount(labels, minlength=classes)
     ranked = np.arange(classes) if order is None else np.asarray(order)
     if sorted(ranked.tolist()) != list(range(classes)):
@@ -48,8 +50,7 @@ def long_tail_rows(
         )
     draws = np.random.RandomState(seed)  # the published recipe's generator
     rows = []
-    for label, count in enumerate(counts):
-        members = np.flatnonzero(labels == label)
+    for members, count in zip(rows_of_classes(labels, classes), counts, strict=True):
         draws.shuffle(members)
         rows.append(members[:count])
     return np.concatenate(rows)
@@ -191,13 +192,13 @@ def shifted_test(
     if shift == "uniform":
         return test
     direction, _, ratio = shift.partition("-")
-    if direction not in ("forward", "backward") or not ratio.isdigit() or int(ratio) < 1:
+    if direction not in ("forward", "backward") or not ratio.isdecimal() or float(ratio) < 1:
         raise ArgumentError(
             f"test={shift!r} is no shift. Choose 'uniform', 'forward-50' or 'backward-50' "
             "with any ratio."
         )
     return long_tail(
-        test, int(ratio), seed, reverse=direction == "backward", largest=largest, order=order
+        test, float(ratio), seed, reverse=direction == "backward", largest=largest, order=order
     )
 
 

@@ -116,8 +116,17 @@ def test_kinds_and_imbalances_that_make_no_sense_are_refused():
         long_tail(even(), kind="exponentiel")
     with pytest.raises(ArgumentError, match="below 1"):
         long_tail(even(), imbalance=0.01)
-    with pytest.raises(ArgumentError, match="below 1"):
-        exponential_counts(10, float("nan"), 3)
+    for wrong in (float("nan"), float("inf"), 1e300):
+        with pytest.raises(ArgumentError, match="below 1 or above 1,000,000,000"):
+            exponential_counts(10, wrong, 3)
+        with pytest.raises(ArgumentError, match="below 1 or above"):
+            long_tail(even(), wrong)
+    for kind, imbalance in (("exponential", 4), ("step", 4), ("tlc", None)):
+        for largest in (0, -5):
+            with pytest.raises(ArgumentError, match=f"largest={largest} leaves the head without"):
+                long_tail(even(), imbalance, kind=kind, largest=largest)
+    with pytest.raises(ArgumentError, match="The set is empty"):
+        long_tail(even().take(np.arange(0)), 4)
     with pytest.raises(ArgumentError, match="fixes the imbalance"):
         long_tail(even(), imbalance=100, kind="tlc")
     with pytest.raises(ArgumentError, match="says nothing"):
@@ -176,6 +185,8 @@ def test_shifts_of_the_test_set():
     assert shifted_test(test, "backward-4").class_counts.tolist() == [5, 7, 12, 20]
     ordered = shifted_test(test, "backward-4", order=[3, 2, 1, 0])
     assert ordered.class_counts.tolist() == [20, 12, 7, 5]
-    for wrong in ("forward", "sideways-5", "forward-0", "backward--2"):
+    for wrong in ("forward", "sideways-5", "forward-0", "backward--2", "forward-²"):
         with pytest.raises(ArgumentError, match="is no shift"):
             shifted_test(test, wrong)
+    with pytest.raises(ArgumentError, match="above 1,000,000,000"):
+        shifted_test(test, "forward-" + "9" * 400)
