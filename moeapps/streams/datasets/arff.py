@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moeapps.data.integrity import reading
+from moeapps.streams.datasets.recorded import read_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,8 +26,6 @@ def read_arff(path: str | Path) -> tuple["pd.DataFrame", dict[str, tuple[str, ..
     Raises:
         DataIntegrityError: It is no dense ARFF file of numeric and nominal attributes.
     """
-    import pandas as pd
-
     with reading(path):
         values: dict[str, tuple[str, ...]] = {}
         types: dict[str, type] = {}
@@ -52,7 +51,7 @@ def read_arff(path: str | Path) -> tuple["pd.DataFrame", dict[str, tuple[str, ..
                     raise ValueError(f"the attribute {name} is of type {kind}")
             else:
                 raise ValueError("it has no @data")
-        frame = pd.read_csv(
+        frame = read_csv(
             path, skiprows=skipped, header=None, names=list(types), dtype=types, na_values=["?"],
             keep_default_na=False, comment="%", quotechar="'", skipinitialspace=True,
             index_col=False, skip_blank_lines=True,

@@ -8,7 +8,7 @@ from moeapps.data.card import DataArchive, DataFile, DatasetCard
 from moeapps.data.integrity import reading
 from moeapps.data.locate import locate
 from moeapps.streams.datasets.cards import stream_card
-from moeapps.streams.datasets.recorded import coded, recorded
+from moeapps.streams.datasets.recorded import coded, read_csv, recorded
 from moeapps.streams.datasets.stream import Stream
 
 # Computed from the files of scikit-multiflow/streaming-datasets at this commit.
@@ -125,12 +125,10 @@ def load(
         DataNotFoundError: Naming the missing file.
         DataIntegrityError: When the file is truncated or not the published one.
     """
-    import pandas as pd
-
     (path,) = locate(card, root=root, download=download).values()
     nominal = _NOMINAL.get(card.name, {})
     with reading(path):
-        frame = pd.read_csv(path, dtype=dict.fromkeys(nominal, str))
+        frame = read_csv(path, dtype=dict.fromkeys(nominal, str))
         *features, target = frame.columns
         columns = {
             name: coded(frame[name], nominal[name])

@@ -6,7 +6,7 @@ from moeapps.data.card import DataFile, DatasetCard
 from moeapps.data.integrity import reading
 from moeapps.data.locate import locate
 from moeapps.streams.datasets.cards import stream_card
-from moeapps.streams.datasets.recorded import coded, recorded
+from moeapps.streams.datasets.recorded import coded, read_csv, recorded
 from moeapps.streams.datasets.stream import Stream
 
 # Variant -> instances, key of river's copy, and the changes of Souza et al.'s table 2.
@@ -85,11 +85,9 @@ def load(
         DataNotFoundError: Naming the missing file.
         DataIntegrityError: When the file is truncated or not the published one.
     """
-    import pandas as pd
-
     (path,) = locate(card, root=root, download=download).values()
     with reading(path):
-        frame = pd.read_csv(path, header=None)
+        frame = read_csv(path, header=None)
         *features, target = frame.columns
         text = frame[target].astype(str)
         classes = sorted(text.unique())

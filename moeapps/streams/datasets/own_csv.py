@@ -10,7 +10,7 @@ from moeapps.data.integrity import reading
 from moeapps.errors import ArgumentError, DataNotFoundError, UnknownNameError
 from moeapps.lazy import needs_extra
 from moeapps.streams.datasets.cards import stream_card
-from moeapps.streams.datasets.recorded import coded, from_arrays
+from moeapps.streams.datasets.recorded import coded, from_arrays, read_csv
 from moeapps.streams.datasets.stream import Stream
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def load_csv(path: str | Path, target: str, *, limit: int | None = None) -> Stre
     with needs_extra("streams"):
         import pandas as pd
     with reading(path):
-        frame = pd.read_csv(path, nrows=limit)
+        frame = read_csv(path, nrows=limit)
     if target not in frame.columns:
         raise UnknownNameError(f"column in {path.name}", target, map(str, frame.columns))
     labels = frame.pop(target)

@@ -1,6 +1,7 @@
 """From the arrays of a file to a checked `Stream`."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,6 +78,16 @@ def from_arrays(
         card, rows, len(y), feature_names=feature_names, class_names=class_names, values=values,
         drifts=[position for position in drifts if position < len(y)],
     )  # fmt: skip
+
+
+def read_csv(path: Path | str, **how: Any) -> "pd.DataFrame":
+    """`pandas.read_csv`, with the nearest number to every decimal under any version of pandas."""
+    import pandas as pd
+
+    if int(pd.__version__.partition(".")[0]) < 3:
+        how["float_precision"] = "round_trip"  # the default errs in the last digit
+    frame: pd.DataFrame = pd.read_csv(path, **how)
+    return frame
 
 
 def coded(column: "pd.Series", known: Sequence[str]) -> np.ndarray:

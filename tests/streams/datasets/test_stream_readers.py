@@ -216,6 +216,14 @@ def test_own_file_with_mixed_columns(tmp_path):
     assert stream.name == "mine"
 
 
+def test_decimals_are_the_nearest_numbers(tmp_path):
+    numbers = np.random.default_rng(0).random(2000).tolist()
+    path = own(
+        tmp_path, "a,y\n" + "".join(f"{number!r},{i % 2}\n" for i, number in enumerate(numbers))
+    )
+    assert streams.load_csv(path, "y").X[:, 0].tolist() == numbers
+
+
 def test_bad_own_files_are_refused(tmp_path):
     with pytest.raises(DataNotFoundError, match="does not exist"):
         streams.load_csv(tmp_path / "none.csv", "y")
