@@ -38,6 +38,7 @@ REAL = ("electricity", "weather")
 STREAMS = (*GENERATED, *REAL)
 WARM_UP = 5_000
 REFERENCE = "CapyMOA ARF-10"
+RESULTS = Path(__file__).parent / "results"
 
 # Runs a new model over a stream; returns how many it predicted right and the CPU seconds.
 Run = Callable[[Stream, int], tuple[int, float]]
@@ -115,7 +116,8 @@ def models() -> dict[str, tuple[Run, bool]]:
         return HoeffdingTreeClassifier()
 
     balanced = partial(streams.RoutedBagging, "balanced")
-    table: dict[str, tuple[Run, bool]] = {
+    ten = {"ensemble_size": 10}
+    return {
         # Our trees take delta 1e-7 by default, CapyMOA's 1e-3: both are run with both.
         "HoeffdingTree": (partial(through_arrays, tree), False),
         "HoeffdingTree, delta 1e-3": (
@@ -136,20 +138,14 @@ def models() -> dict[str, tuple[Run, bool]]:
         "RoutedBagging balanced, dicts": (partial(through_dicts, balanced), True),
         "river HoeffdingTree": (partial(through_dicts, rivers_tree), True),
         "river ARF-10": (partial(through_dicts, ARFClassifier), True),
+        "CapyMOA HoeffdingTree": (partial(through_java, "HoeffdingTree", {}), False),
+        "CapyMOA HoeffdingTree, delta 1e-7": (
+            partial(through_java, "HoeffdingTree", {"confidence": 1e-7}), False
+        ),
+        REFERENCE: (partial(through_java, "AdaptiveRandomForestClassifier", ten), False),
+        "CapyMOA LB-10": (partial(through_java, "LeveragingBagging", ten), False),
+        "CapyMOA SRP-10": (partial(through_java, "StreamingRandomPatches", ten), False),
     }  # fmt: skip
-    if importlib.util.find_spec("capymoa"):
-        ten = {"ensemble_size": 10}
-        table |= {
-            "CapyMOA HoeffdingTree": (partial(through_java, "HoeffdingTree", {}), False),
-            "CapyMOA HoeffdingTree, delta 1e-7": (
-                partial(through_java, "HoeffdingTree", {"confidence": 1e-7}),
-                False,
-            ),
-            REFERENCE: (partial(through_java, "AdaptiveRandomForestClassifier", ten), False),
-            "CapyMOA LB-10": (partial(through_java, "LeveragingBagging", ten), False),
-            "CapyMOA SRP-10": (partial(through_java, "StreamingRandomPatches", ten), False),
-        }
-    return table
 
 
 def load(name: str, limit: int, seed: int) -> Stream | None:
@@ -194,91 +190,103 @@ class StreamRuns(Runs):
 
     def table(self, limits: tuple[int, int]) -> dict[str, dict[str, dict[str, float]]]:
         """Model -> stream -> numbers over the seeds, of the runs of these limits."""
-        cells: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        cells: dict[str, dict[str, list[dict[str, Any]]]] = {}
         slow = {name for name, (_, is_slow) in models().items() if is_slow}
         for row in self.rows.values():
             if row["limit"] == limits[row["model"] in slow]:
-                cells.setdefault((row["model"], row["stream"]), []).append(row)
-        table: dict[str, dict[str, dict[str, float]]] = {}
-        for (model, stream), rows in cells.items():
-            accuracies = [row["accuracy"] for row in rows]
-            table.setdefault(model, {})[stream] = {
-                "accuracy": statistics.fmean(accuracies),
-                "spread": statistics.stdev(accuracies) if len(rows) > 1 else 0.0,
-                "rate": statistics.median(row["rate"] for row in rows),
-                "seeds": len(rows),
-            }
-        return {model: table[model] for model in models() if model in table}
+                cells.setdefault(row["model"], {}).setdefault(row["stream"], []).append(row)
+        return {
+            model: {stream: numbers(rows) for stream, rows in cells[model].items()}
+            for model in models()
+            if model in cells
+        }
 
 
-def render(table: dict[str, dict[str, dict[str, float]]], *, limits: tuple[int, int]) -> str:
+def numbers(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """What the runs of one model on one stream say together."""
+    accuracies = [row["accuracy"] for row in rows]
+    return {
+        "accuracy": statistics.fmean(accuracies),
+        "spread": statistics.stdev(accuracies) if len(rows) > 1 else 0.0,
+        "rate": statistics.median(row["rate"] for row in rows),
+        "seeds": len(rows),
+    }
+
+
+def render(
+    table: dict[str, dict[str, dict[str, float]]], *, limits: tuple[int, int], out: Path = RESULTS
+) -> str:
     """The tables and the reading."""
-    names = [n for n in (*GENERATED, *REAL) if any(n in cells for cells in table.values())]
+    names = [n for n in STREAMS if any(n in cells for cells in table.values())]
     slow = {name for name, (_, is_slow) in models().items() if is_slow}
     fast = [model for model in table if model not in slow]
     whole = list(table) if limits[0] == limits[1] else fast  # who saw all instances
     reference = table.get(REFERENCE, {})
 
-    def lines(title: str, models_shown: list[str], cell: Callable[[str, str], str]) -> list[str]:
-        rows = [f"| {model} | " + " | ".join(cell(model, n) for n in (*names, "mean")) + " |"
-                for model in models_shown]  # fmt: skip
-        head = f"| | {' | '.join((*names, 'mean'))} |"
-        return [f"## {title}", "", head, "|---" * (len(names) + 2) + "|", *rows, ""]
-
-    def value(model: str, name: str, what: str) -> float | None:
-        if name != "mean":
-            return table[model].get(name, {}).get(what)
-        values = [table[model][n][what] for n in names if n in table[model]]
-        return statistics.fmean(values) if len(values) == len(names) else None
-
     def accuracy(model: str, name: str) -> str:
-        a = value(model, name, "accuracy")
-        if a is None:
-            return ""
-        cell = table[model].get(name, {})
-        spread = f" ± {100 * cell['spread']:.2f}" if cell.get("seeds", 1) > 1 else ""
-        return f"{100 * a:.2f}{spread}" if name not in REAL else f"{100 * a:.2f}"
+        cell = table[model][name]
+        spread = f" ± {100 * cell['spread']:.2f}" if cell["spread"] else ""
+        return f"{100 * cell['accuracy']:.2f}{spread}"
+
+    def mean_accuracy(model: str) -> str:
+        return f"{100 * statistics.fmean(c['accuracy'] for c in table[model].values()):.2f}"
 
     def rate(model: str, name: str) -> str:
-        if name == "mean":
-            return ""
-        r = value(model, name, "rate")
-        return "" if r is None else f"{r:,.0f}"
+        return f"{table[model][name]['rate']:,.0f}"
 
-    def ratio(model: str, name: str) -> str:
-        if name == "mean":
-            ratios = [table[model][n]["rate"] / reference[n]["rate"] for n in names
-                      if n in table[model] and n in reference]  # fmt: skip
-            return f"{statistics.geometric_mean(ratios):.1f}" if ratios else ""
-        mine, theirs = table[model].get(name), reference.get(name)
-        return f"{mine['rate'] / theirs['rate']:.1f}" if mine and theirs else ""
+    def ratio(model: str, name: str) -> float:
+        return table[model][name]["rate"] / reference[name]["rate"]
 
-    seeds = {cell["seeds"] for cells in table.values() for cell in cells.values()}
+    def mean_ratio(model: str) -> str:
+        return f"{statistics.geometric_mean(ratio(model, n) for n in names):.1f}"
+
+    def lines(
+        title: str,
+        shown: list[str],
+        cell: Callable[[str, str], str],
+        mean: Callable[[str], str] | None = None,
+    ) -> list[str]:
+        heads = [*names, "mean"] if mean else names
+        text = [f"## {title}", "", f"| | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+        for model in shown:
+            cells = [cell(model, n) if n in table[model] else "" for n in names]
+            if mean:
+                cells.append(mean(model) if all(cells) else "")
+            text.append(f"| {model} | {' | '.join(cells)} |")
+        return [*text, ""] if shown else []
+
+    seeds = int(min(cell["seeds"] for cells in table.values() for cell in cells.values()))
     text = [
         f"# Drifting streams: {limits[0]:,} instances",
         "",
-        f"Test-then-train, one process, in turn, one numba thread; {min(seeds)} "
-        f"seed{'s' * (min(seeds) > 1)}: mean accuracy, ± standard deviation where the seed changes",
-        "the stream, and median rates.",
-        "Rates are instances per second of CPU time of the whole process: CapyMOA's Java threads",
+        "Test-then-train, one process, in turn, one numba thread; "
+        f"{seeds} seed{'s' * (seeds > 1)}. Accuracy:",
+        "mean ± standard deviation (recorded streams and single trees have nothing random). Rates:",
+        "medians of instances per second of CPU time of the whole process: CapyMOA's Java threads",
         "(compiler, memory management) are counted. Compiling numba kernels is not, and every",
         f"model ran {WARM_UP:,} instances first. CapyMOA reads instances that lie in Java's memory",
         "in its own Java loop, with its default settings but ten learners. Single trees compare at",
         "equal delta only: ours take 1e-7 where nothing is said, CapyMOA's 1e-3.",
         "",
-        *lines("Accuracy in percent", whole, accuracy),
+        *lines("Accuracy in percent", whole, accuracy, mean_accuracy),
         *lines("Instances per CPU second", fast, rate),
-        *lines(f"Through dicts: the first {limits[1]:,} instances per CPU second",
-               [m for m in table if m in slow], rate),
-    ]  # fmt: skip
-    if reference:
-        text += lines(f"Rate divided by that of {REFERENCE} (mean: geometric)", fast, ratio)
+        *lines(
+            f"Through dicts: the first {limits[1]:,} instances per CPU second",
+            [model for model in table if model in slow],
+            rate,
+        ),
+    ]
+    if set(reference) == set(names):
+        title = f"Rate divided by that of {REFERENCE} (mean: geometric)"
+        text += lines(title, fast, lambda model, name: f"{ratio(model, name):.1f}", mean_ratio)
     command = f"python benchmarks/streams.py --limit {limits[0]} --slow-limit {limits[1]}"
-    command += f" --seeds {min(seeds)}"
+    command += f" --seeds {seeds}"
     if set(names) != set(STREAMS):
         command += f" --streams {' '.join(names)}"
     if len(table) <= 4:  # else the models that are installed
         command += " --models " + " ".join(f'"{model}"' for model in table)
+    if out != RESULTS:
+        command += f" --out {out}"
     return "\n".join([*text, f"Command: `MOEAPPS_DATA=DIR {command}`", ""])
 
 
@@ -286,12 +294,14 @@ def main() -> None:
     """Run what is missing, then write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     known = models()
+    java = importlib.util.find_spec("capymoa") is not None
+    runnable = [model for model in known if java or not model.startswith("CapyMOA")]
     parser.add_argument("--streams", nargs="+", choices=STREAMS, default=list(STREAMS))
-    parser.add_argument("--models", nargs="+", choices=list(known), default=list(known))
+    parser.add_argument("--models", nargs="+", choices=runnable, default=runnable)
     parser.add_argument("--limit", type=int, default=50_000)
     parser.add_argument("--slow-limit", type=int, default=3_000)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     runs = StreamRuns(arguments.out / "streams.jsonl")
@@ -303,7 +313,7 @@ def main() -> None:
                 runs.do(run, stream, model, limit=limits[slow], seed=seed)
     table = runs.table(limits)
     (arguments.out / "streams.json").write_text(json.dumps(table, indent=1) + "\n")
-    text = render(table, limits=limits)
+    text = render(table, limits=limits, out=arguments.out)
     (arguments.out / "streams.md").write_text(text)
     print(text)
 
