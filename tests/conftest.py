@@ -66,3 +66,16 @@ def real_data() -> Path:
     if not named or not Path(named).is_dir():
         pytest.skip("needs real data: set MOEAPPS_DATA to a folder that holds it")
     return Path(named)
+
+
+@pytest.fixture
+def real_set(real_data):
+    """Data home that holds the set of a card; a set of which only a part is there is no excuse."""
+
+    def need(card) -> Path:
+        files = [file for file in card.files if not file.optional]
+        if not any(file.find(real_data) for file in files):
+            pytest.skip(f"{card.name} is not in {real_data}: {files[0].path}")
+        return real_data
+
+    return need

@@ -78,9 +78,6 @@ def test_synthetic_config_runs(tmp_path):
 
 @pytest.mark.data
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_config_runs_on_real_data(real_data, path, tmp_path):
-    name = built(path).data.dataset
-    missing = [f.path for f in datasets.card(name).files if not (real_data / f.path).exists()]
-    if missing:
-        pytest.skip(f"{name} is not in {real_data}: {missing[0]}")
+def test_config_runs_on_real_data(real_set, path, tmp_path):
+    real_set(datasets.card(built(path).data.dataset))
     dry_run(path, tmp_path)

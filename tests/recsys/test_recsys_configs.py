@@ -80,12 +80,9 @@ def test_other_config_runs_on_a_fixture(path, tmp_path):
 
 @pytest.mark.data
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_config_runs_on_real_data(real_data, path, tmp_path):
+def test_config_runs_on_real_data(real_set, path, tmp_path):
     config = read_config(path)
-    name = config["data"]["init_args"]["dataset"]
-    missing = [f.path for f in datasets.card(name).files if not (real_data / f.path).exists()]
-    if missing:
-        pytest.skip(f"{name} is not in {real_data}: {missing[0]}")
+    real_set(datasets.card(config["data"]["init_args"]["dataset"]))
     dry_run(config, tmp_path)
 
 

@@ -63,10 +63,8 @@ def test_census_file_with_foreign_labels_is_refused(tmp_path):
 
 
 @pytest.mark.data
-def test_census_published_files(real_data):
-    if not (real_data / "census-income").is_dir():
-        pytest.skip(f"census-income is not in {real_data}")
-    tables = load("census-income", root=real_data)
+def test_census_published_files(real_set):
+    tables = load("census-income", root=real_set(card("census-income")))
     assert tables.num_rows == {"train": 199_523, "val": 49_881, "test": 49_881}
     assert tables.train["income"].sum() == 12_382
     encoder = Encoder.fit(tables.train, tables.schema)

@@ -114,9 +114,8 @@ def test_superclasses_of_cifar100_are_read_and_must_be_unique(tmp_path):
 
 
 @pytest.mark.data
-def test_cifar_counts_on_real_images(real_data):
-    if not (real_data / "cifar10.npz").is_file():
-        pytest.skip(f"cifar10.npz is not in {real_data}")
+def test_cifar_counts_on_real_images(real_set):
+    real_data = real_set(card("cifar10-lt"))
     splits = load("cifar10-lt", root=real_data, imbalance=100, test="backward-50")
     assert splits.train.class_counts.tolist() == [
         5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50
@@ -160,9 +159,8 @@ def test_packed_mnist_of_another_checksum_is_refused(tmp_path):
 
 
 @pytest.mark.data
-def test_mnist_counts_on_real_images(real_data):
-    if not (real_data / "MNIST").is_dir():
-        pytest.skip(f"MNIST is not in {real_data}")
+def test_mnist_counts_on_real_images(real_set):
+    real_data = real_set(card("mnist-lt"))
     splits = load("mnist-lt", root=real_data, imbalance=None)
     assert splits.num_rows == {"train": 60_000, "test": 10_000}
     assert splits.train.class_counts[:2].tolist() == [5923, 6742]

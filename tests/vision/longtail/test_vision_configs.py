@@ -90,7 +90,7 @@ def test_config_on_cifar_runs_on_a_fixture(path, tmp_path):
 @pytest.mark.parametrize(
     "path", [path for path in CONFIGS if "cifar10_" in path.stem], ids=lambda path: path.stem
 )
-def test_config_on_cifar10_runs_on_real_images(real_data, path, tmp_path):
+def test_config_on_cifar10_runs_on_real_images(real_set, path, tmp_path):
     config = read_config(path)
-    config["data"]["init_args"]["root"] = str(real_data)
+    config["data"]["init_args"]["root"] = str(real_set(datasets.card("cifar10-lt")))
     dry_run(config, tmp_path, limit_test_batches=1)
