@@ -8,14 +8,10 @@ from torch import Tensor, nn
 
 from moeapps.vision.robust.attacks import (
     Goal,
-    Objective,
     check_budget,
-    check_pixels,
-    frozen,
+    from_starts,
     objective,
     project,
-    right_rows,
-    start_near,
     value_and_gradient,
 )
 
@@ -63,19 +59,11 @@ class APGD:
         self, model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0
     ) -> Tensor:
         """Attack every image that the model gets right."""
-        check_pixels(images)
-        with frozen(model):
-            images, labels = images.clone(), labels.clone()
-            generator = torch.Generator(images.device).manual_seed(seed)
-            found = images.clone()
-            rows = right_rows(model, images, labels)
-            for run in range(self.restarts):
-                start = start_near(images, self.epsilon, generator)[rows]
-                clean, y = images[rows], labels[rows]
-                grows = objective(model, self.goal, self.route, clean, y, run)
-                found[rows], keep = self._ascend(model, grows, start, clean, y)
-                rows = rows[keep]
-            return found
+
+        def ascend(x: Tensor, clean: Tensor, y: Tensor, run: int) -> tuple[Tensor, Tensor]:
+            return self._ascend(model, x, clean, y, run)
+
+        return from_starts(ascend, model, images, labels, self.epsilon, self.restarts, seed)
 
     def checkpoints(self) -> list[int]:
         """Steps at which progress is judged: at 0.22 of all, then after ever shorter periods.
@@ -91,12 +79,14 @@ class APGD:
         return sorted(point for point in points if point <= self.steps)
 
     def _ascend(
-        self, model: nn.Module, grows: Objective, x: Tensor, clean: Tensor, y: Tensor
+        self, model: nn.Module, x: Tensor, clean: Tensor, y: Tensor, run: int
     ) -> tuple[Tensor, Tensor]:
         """The first wrong image of each row, else its best; and the rows that stayed right."""
+        grows = objective(model, self.goal, self.route, clean, y, run)
+        rows, checkpoints = torch.arange(len(x), device=x.device), self.checkpoints()
         size = x.new_full((len(x), 1, 1, 1), 2 * self.epsilon)
         best, before = x.clone(), x.clone()
-        best_value, slope = value_and_gradient(grows, x)
+        best_value, slope = value_and_gradient(grows, x, rows)
         best_slope = slope.clone()
         value = best_value.clone()
         found, right = best.clone(), torch.ones(len(x), dtype=torch.bool, device=x.device)
@@ -108,15 +98,17 @@ class APGD:
             stepped = project(x + share * (z - x) + (1 - share) * (x - before), clean, self.epsilon)
             before, x = x, stepped
             last = value
-            value, slope = value_and_gradient(grows, x)
+            value, slope = value_and_gradient(grows, x, rows)
             with torch.no_grad():
                 fresh = (model(x).argmax(-1) != y) & right
             found[fresh], right = x[fresh], right & ~fresh
+            if not bool(right.any()):
+                break
             gains += value > last
             better = value > best_value
             best[better], best_slope[better] = x[better], slope[better]
             best_value = torch.where(better, value, best_value)
-            if k in self.checkpoints():
+            if k in checkpoints:
                 stalled = gains < 0.75 * (k - judged)
                 stalled |= ~halved & (best_value <= judged_value)
                 size = torch.where(stalled.view(-1, 1, 1, 1), size / 2, size)

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 
 from moeapps.errors import ArgumentError, UnknownNameError
 
-Objective = Callable[[Tensor], Tensor]
-"""From images ``[B, C, H, W]`` to what is to become large, ``[B]``."""
+Objective = Callable[[Tensor, Tensor], Tensor]
+"""From images ``[R, C, H, W]`` and their rows ``[R]`` to what is to become large, ``[R]``."""
+Ascend = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""From a start, the clean images, their labels and the number of the start to attacked images, and
+the rows that are still right."""
 Goal = Literal["ce", "margin", "router", "joint", "forced", "undecided"]
 GOALS: tuple[Goal, ...] = ("ce", "margin", "router", "joint", "forced", "undecided")
 _ENOUGH = 1.0  # a margin of logits that needs no further pushing
@@ -86,34 +89,33 @@ def objective(
         with torch.no_grad():
             clean = model(images, return_scores=True)[1].argmax(-1)
 
-    def value(x: Tensor) -> Tensor:
+    def value(x: Tensor, rows: Tensor) -> Tensor:
         logits, scores = model(x, route=route, return_scores=True)
-        if goal == "ce":
-            return F.cross_entropy(logits, labels, reduction="none")
         if goal == "margin":
-            return margin(logits, labels)
+            return margin(logits, labels[rows])
         if goal == "router":
-            return away(scores, clean)
-        return F.cross_entropy(logits, labels, reduction="none") + away(scores, clean)
+            return away(scores, clean[rows])
+        wrong = F.cross_entropy(logits, labels[rows], reduction="none")
+        return wrong + away(scores, clean[rows]) if goal == "joint" else wrong
 
     experts = int(model.num_experts)  # type: ignore[arg-type]
     fallback = getattr(model, "fallback", None) or 0.0
 
-    def through_expert(x: Tensor) -> Tensor:
+    def through_expert(x: Tensor, rows: Tensor) -> Tensor:
         expert = run % experts
         logits, scores = model(x, route=expert, return_scores=True)
-        wrong = margin(logits, labels).clamp(max=_ENOUGH)
+        wrong = margin(logits, labels[rows]).clamp(max=_ENOUGH)
         if scores.shape[1] == 0 or experts == 1:
             return wrong
         target = torch.full(scores.shape[:2], expert, device=x.device)
         lead = -margin(scores.flatten(0, 1), target.flatten()).view(target.shape)
         return wrong + lead.clamp(max=fallback + 0.1 * _ENOUGH).mean(1)
 
-    def nobody(x: Tensor) -> Tensor:
+    def nobody(x: Tensor, rows: Tensor) -> Tensor:
         logits, scores = model(x, route="mixture", return_scores=True)
         first, second = scores.topk(2, -1).values.unbind(-1)
         lead = (first - second).clamp(min=0.9 * fallback).mean(1)
-        return margin(logits, labels).clamp(max=_ENOUGH) - lead
+        return margin(logits, labels[rows]).clamp(max=_ENOUGH) - lead
 
     return {"forced": through_expert, "undecided": nobody}.get(goal, value)
 
@@ -168,43 +170,57 @@ class PGD:
         self, model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0
     ) -> Tensor:
         """Attack every image that the model gets right."""
-        check_pixels(images)
-        with frozen(model):
-            return self._run(model, images.clone(), labels.clone(), seed)
-
-    def _run(self, model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
-        generator = torch.Generator(images.device).manual_seed(seed)
         step = self.epsilon / 4 if self.step is None else self.step
-        found = images.clone()
-        left = right_rows(model, images, labels)
-        for run in range(self.restarts):
-            start = start_near(images, self.epsilon, generator)
-            rows, x = left, start[left]
+
+        def ascend(x: Tensor, clean: Tensor, y: Tensor, run: int) -> tuple[Tensor, Tensor]:
+            found, rows = x.clone(), torch.arange(len(x), device=x.device)
+            grows = objective(model, self.goal, self.route, clean, y, run)
             for _ in range(self.steps):
+                slope = value_and_gradient(grows, x, rows)[1]
+                x = project(x + step * slope.sign(), clean[rows], self.epsilon)
+                found[rows] = x
+                keep = right_rows(model, x, y[rows])
+                rows, x = rows[keep], x[keep]
                 if not len(rows):
                     break
-                clean, y = images[rows], labels[rows]
-                grows = objective(model, self.goal, self.route, clean, y, run)
-                x = project(x + step * gradient(grows, x).sign(), clean, self.epsilon)
-                found[rows] = x
-                keep = right_rows(model, x, y)
-                rows, x = rows[keep], x[keep]
-            left = rows
+            return found, rows
+
+        return from_starts(ascend, model, images, labels, self.epsilon, self.restarts, seed)
+
+
+def from_starts(
+    ascend: Ascend,
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    epsilon: float,
+    restarts: int,
+    seed: int,
+) -> Tensor:
+    """Attack from one random start after another what the model still gets right."""
+    check_pixels(images)
+    with frozen(model):
+        images, labels = (
+            images.clone(),
+            labels.clone(),
+        )  # may be of inference mode
+        generator = torch.Generator(images.device).manual_seed(seed)
+        found, left = images.clone(), right_rows(model, images, labels)
+        for run in range(restarts):
+            start = start_near(images, epsilon, generator)
+            if len(left):
+                found[left], keep = ascend(start[left], images[left], labels[left], run)
+                left = left[keep]
         return found
 
 
-def value_and_gradient(grows: Objective, x: Tensor) -> tuple[Tensor, Tensor]:
+def value_and_gradient(grows: Objective, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """The objective of each image, and its gradient."""
     x = x.detach().requires_grad_()
-    value = grows(x)
+    value = grows(x, rows)
     # An image that reached every sufficient size no longer depends on its pixels.
     (slope,) = torch.autograd.grad(value.sum(), x) if value.requires_grad else (x.new_zeros(()),)
     return value.detach(), slope.expand_as(x)
-
-
-def gradient(grows: Objective, x: Tensor) -> Tensor:
-    """The objective's gradient."""
-    return value_and_gradient(grows, x)[1]
 
 
 def project(x: Tensor, clean: Tensor, epsilon: float) -> Tensor:

@@ -69,7 +69,7 @@ def evaluate_robustness(
         seed: Of all random starts.
 
     Raises:
-        ArgumentError: There are no images, or not as many labels.
+        ArgumentError: There are no images, not as many labels, or a label that is no class.
 
     Example:
         >>> from moeapps.vision.robust.attacks import PGD
@@ -102,6 +102,13 @@ def _evaluate_batch(
     model: nn.Module, images: Tensor, labels: Tensor, attacks: Mapping[str, Attack], seed: int
 ) -> RobustReport:
     correct, routes = {}, {}
+    with frozen(model), torch.no_grad():
+        classes = model(images[:1]).shape[-1]
+    if not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise ArgumentError(
+            f"labels reach from {int(labels.min())} to {int(labels.max())}; the network has "
+            f"classes 0 to {classes - 1}. Test it on the data it was built for."
+        )
     moved = {"clean": images}
     moved |= {name: attack(model, images, labels, seed=seed) for name, attack in attacks.items()}
     with frozen(model), torch.no_grad():

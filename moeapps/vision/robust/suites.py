@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from moeapps.errors import MissingExtraError
@@ -58,7 +59,7 @@ def adaptive_attacks(
         "soft": PGD(epsilon, steps, goal="margin", route="soft"),
         "forced": PGD(epsilon, steps, goal="forced", restarts=2 * max(num_experts, 2)),
     }
-    if fallback:
+    if fallback and num_experts > 1:
         found["undecided"] = PGD(epsilon, steps, goal="undecided")
     return found
 
@@ -98,7 +99,7 @@ class AutoAttack:
             command = "pip install --no-deps torchattacks"
             raise MissingExtraError("vision", "torchattacks", command) from error
         check_pixels(images)
-        with frozen(model):
+        with frozen(model), torch.random.fork_rng():  # the library seeds all generators
             attack = torchattacks.AutoAttack(
                 model, norm="Linf", eps=self.epsilon, n_classes=self.num_classes, seed=seed
             )

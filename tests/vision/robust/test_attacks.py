@@ -107,6 +107,25 @@ def test_margin_ignores_the_label_itself():
     assert margin(logits, torch.tensor([1, 2])).tolist() == [-3.0, 3.0]
 
 
+def test_the_clean_route_is_asked_for_once():
+    model, (images, labels) = Routed(), images_and_labels()
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    PGD(0.01, goal="router", restarts=1, steps=5)(model, images, labels)
+    assert len(calls) == 2 + 2 * 5  # who is right, the clean route; then gradient and who is right
+
+
+@pytest.mark.parametrize("attack", [PGD(0.3, goal="forced"), APGD(0.3, steps=9, restarts=3)])
+def test_no_image_is_attacked_any_more_once_it_is_wrong(attack):
+    model, (images, labels) = Routed(), images_and_labels()
+    sizes = []
+    model.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
+    found = attack(model, images, 1 - labels)
+    assert torch.equal(found, images)
+    assert sizes == [3]
+    assert attack(model, images[:0], labels[:0]).shape == (0, 1, 1, 2)
+
+
 def test_checkpoints_of_apgd():
     assert APGD(steps=100).checkpoints() == [22, 41, 57, 70, 80, 87, 93, 99]
 
@@ -121,6 +140,13 @@ def test_bad_input_says_what_to_do():
         PGD(0.1)(Routed(), images - 1, labels)
     with pytest.raises(ArgumentError, match="3 images and 2 labels"):
         evaluate_robustness(Routed(), images, labels[:2], {})
+    with pytest.raises(ArgumentError, match="labels reach from 1 to 2; the network has classes 0"):
+        evaluate_robustness(Routed(), images, labels + 1, {})
+
+
+def test_a_single_expert_has_nobody_to_be_undecided_with():
+    assert "undecided" in adaptive_attacks(num_experts=2, fallback=True)
+    assert "undecided" not in adaptive_attacks(num_experts=1, fallback=True)
 
 
 def test_auto_attack_needs_its_library(monkeypatch):
@@ -135,11 +161,14 @@ def test_auto_attack_hands_on_its_arguments(monkeypatch):
 
     def make(model, **options):
         given.update(options)
+        torch.manual_seed(options["seed"])  # as the library does
         return lambda images, labels: images + 0.1
 
     library = types.SimpleNamespace(AutoAttack=make)
     monkeypatch.setitem(sys.modules, "torchattacks", library)
     images, labels = images_and_labels()
+    before = torch.get_rng_state()
     found = AutoAttack(0.1, 2)(Routed(), images, labels, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
     torch.testing.assert_close(found, images + 0.1)
     assert given == {"norm": "Linf", "eps": 0.1, "n_classes": 2, "seed": 5}
