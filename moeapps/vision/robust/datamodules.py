@@ -123,6 +123,8 @@ class PixelData(lightning.LightningDataModule):
         self.val_share, self.batch_size = val_share, batch_size
         self.pad, self.flip, self.seed = pad, flip, seed
         self._splits: dict[str, ImageSet] = {}
+        self._training: PixelBatches | None = None
+        self._reached: Tensor | None = None  # by the draws of the run that is resumed
 
     def setup(self, stage: str) -> None:
         """Read the images once."""
@@ -149,10 +151,22 @@ class PixelData(lightning.LightningDataModule):
 
     def train_dataloader(self) -> PixelBatches:
         """Shuffled, augmented batches."""
-        return PixelBatches(
+        batches = PixelBatches(
             *self.tensors("train"), self.batch_size, shuffle=True, pad=self.pad, flip=self.flip,
             seed=self.seed,
         )  # fmt: skip
+        if self._reached is not None:
+            batches.generator.set_state(self._reached)
+        self._training = batches
+        return batches
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the draws of order and crops have got to, in checkpoints."""
+        return {} if self._training is None else {"draws": self._training.generator.get_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on drawing where the run stood that wrote the checkpoint."""
+        self._reached = state_dict["draws"]
 
     def val_dataloader(self) -> PixelBatches | list[Any]:
         """Validation batches, if there is such a part."""

@@ -11,7 +11,7 @@ from moeapps.errors import ArgumentError, CollapseWarning, ConfigError, GateErro
 from moeapps.registry import create_model
 from moeapps.training.base import MoEModule
 from moeapps.training.optim import build_schedule
-from moeapps.vision.robust.attacks import PGD
+from moeapps.vision.robust.attacks import PGD, check_budget, check_pixels
 from moeapps.vision.robust.evaluation import RobustReport, evaluate_robustness, join
 from moeapps.vision.robust.groups import confusion_groups
 from moeapps.vision.robust.suites import adaptive_attacks, fixed_attacks
@@ -71,7 +71,8 @@ class AdversarialClassifier(MoEModule):
 
     Raises:
         UnknownNameError: A name is not known.
-        GateError: The router's loss is not finite, or the router collapsed.
+        ArgumentError: A number cannot be, or pixels are not between 0 and 1.
+        GateError: The loss is not finite, or the router collapsed.
 
     Notes:
         Safeguards, against failures that are publicly reported: the router's gradient is clipped
@@ -124,6 +125,8 @@ class AdversarialClassifier(MoEModule):
         ):
             if name not in known:
                 raise UnknownNameError(kind, name, known)
+        check_budget(epsilon, steps, 1, "ce")
+        check_budget(epsilon, test_steps, 1, "ce")
         if not 0 <= cover <= 1:
             raise ArgumentError(f"cover={cover} is no share of the images. Choose 0 to 1.")
         if router_objective == "groups" and (scheme != "alternating" or group_after < 1):
@@ -165,7 +168,8 @@ class AdversarialClassifier(MoEModule):
                 "datamodule=PixelData(...) to the trainer, or num_classes= and in_channels=."
             )
         for name in ("num_classes", "in_channels", "image_size"):
-            self.hparams[name] = getattr(data, name, self.hparams[name])
+            if self.hparams[name] is None:
+                self.hparams[name] = getattr(data, name)
         self.assemble()
 
     def configure_optimizers(self) -> Any:
@@ -193,6 +197,8 @@ class AdversarialClassifier(MoEModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """The network's turn, then the router's."""
         images, labels = batch["image"], batch["label"]
+        if batch_idx == 0:
+            check_pixels(images)
         optimizers = _as_list(self.optimizers())
         loss = self._network_turn(optimizers[0], images, labels)
         self._log("train/loss", loss, len(images))
@@ -363,6 +369,6 @@ def _clip(parameters: Any, loss: Tensor) -> None:
     norm, loss = torch.nn.utils.clip_grad_norm_(list(parameters), _CLIP), loss.detach()
     if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
         raise GateError(
-            f"The router's loss is {float(loss):.3g} and its gradient's norm {float(norm):.3g}. "
+            f"The loss is {float(loss):.3g}, the norm of the router's gradient {float(norm):.3g}. "
             "Expected finite numbers: lower lr, or look for NaN in the images."
         )

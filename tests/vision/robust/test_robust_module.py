@@ -111,6 +111,45 @@ def test_the_rate_ends_near_zero():
     assert all(o.param_groups[0]["lr"] < 1e-6 for o in trainer.optimizers)
 
 
+class Checkpoints(pl.Callback):
+    """Write one after each epoch."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_epoch_end(self, trainer, module):
+        trainer.save_checkpoint(self.folder / f"{trainer.current_epoch}.ckpt")
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.parametrize(("batches", "epochs"), [(2, (0, 1)), (None, (0,))])
+def test_a_resumed_run_ends_where_an_unbroken_one_does(tmp_path, batches, epochs):
+    """Two optimisers, their schedules, groups made in epoch 1, random routes and crops."""
+
+    def run(folder, checkpoint=None):
+        folder.mkdir()
+        pl.seed_everything(0, verbose=False)
+        module = AdversarialClassifier(
+            model_args=MIXTURE, router_objective="groups", group_after=1, cover=0.5,
+            adversaries="separate", **FAST,
+        )  # fmt: skip
+        data = PixelData("digits", batch_size=400, pad=1, flip=True, val_share=0.1)
+        trainer = pl.Trainer(
+            max_epochs=3, limit_train_batches=batches, logger=False, limit_val_batches=1,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            accelerator="cpu", callbacks=[Checkpoints(folder)],
+        )  # fmt: skip
+        torch.rand(0 if checkpoint is None else 17)  # what was drawn before must not matter
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint)
+        return module.state_dict()
+
+    unbroken = run(tmp_path / "a")
+    for epoch in epochs:
+        resumed = run(tmp_path / f"b{epoch}", tmp_path / "a" / f"{epoch}.ckpt")
+        for name, value in unbroken.items():
+            assert torch.equal(resumed[name], value), (epoch, name)
+
+
 def collapsed(**more):
     module = AdversarialClassifier(model_args=MIXTURE, num_classes=10, in_channels=1, **more)
     module._usage = torch.tensor([[99, 1]])
@@ -145,12 +184,22 @@ def test_bad_arguments():
         AdversarialClassifier(cover=2)
     with pytest.raises(ArgumentError, match="group_after"):
         AdversarialClassifier(router_objective="groups", scheme="joint")
+    for wrong in ({"epsilon": 0.0}, {"steps": 0}, {"test_steps": 0}):
+        with pytest.raises(ArgumentError, match="expected a positive epsilon"):
+            AdversarialClassifier(**wrong)
     with pytest.raises(ArgumentError, match="batch norm"):
         PixelData(batch_size=1)
     module = AdversarialClassifier()
     module._trainer = type("Trainer", (), {"datamodule": None})()
     with pytest.raises(ConfigError, match="datamodule=PixelData"):
         module.setup("fit")
+
+
+def test_normalised_images_are_refused_before_they_are_attacked():
+    module = AdversarialClassifier(model_args=MIXTURE, num_classes=10, in_channels=1, **FAST)
+    batch = {"image": torch.randn(4, 1, 8, 8), "label": torch.arange(4)}
+    with pytest.raises(ArgumentError, match="Leave normalisation to the network"):
+        module.training_step(batch, 0)
 
 
 def test_batches_hold_every_image_once_in_another_order_each_time():
