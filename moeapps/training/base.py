@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 from torch import Tensor
 
 from moeapps import gating
-from moeapps.errors import UnknownNameError
+from moeapps.errors import ConfigError, UnknownNameError
 from moeapps.gating.losses import LOSSES
 from moeapps.training.callbacks import BalanceStep, GateStatistics
 from moeapps.training.checkpoints import RNGState, check_state_dict
@@ -91,6 +91,27 @@ class MoEModule(pl.LightningModule):
             total = total + weight * value
         self._log("train/loss", total, batch_size)
         return total
+
+    def take_from_data(self, *names: str, example: str) -> Any:
+        """The trainer's data module, after it gave all hyper-parameters that are None.
+
+        Args:
+            names: Hyper-parameters, and attributes of the data module.
+            example: A data module that fits, for the message.
+
+        Raises:
+            ConfigError: There is no data module, or one of another kind.
+        """
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if data is None or not hasattr(data, names[0]):
+            raise ConfigError(
+                f"{type(self).__name__} got no data module with {names[0]}. Pass "
+                f"datamodule={example}(...) to the trainer, or {names[0]}= to the module."
+            )
+        for name in names:
+            if self.hparams[name] is None:
+                self.hparams[name] = getattr(data, name)
+        return data
 
     def _log(self, name: str, value: Tensor, batch_size: int | None) -> None:
         # Used without a trainer, as in a test or a notebook, or by one that logs nothing.

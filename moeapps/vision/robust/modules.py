@@ -71,6 +71,7 @@ class AdversarialClassifier(MoEModule):
 
     Raises:
         UnknownNameError: A name is not known.
+        ConfigError: The data does not tell its classes, or has no images to select by.
         ArgumentError: A number cannot be, or pixels are not between 0 and 1.
         GateError: The loss is not finite, or the router collapsed.
 
@@ -159,18 +160,16 @@ class AdversarialClassifier(MoEModule):
 
     def setup(self, stage: str) -> None:
         """Take classes and channels from the data, build the network once."""
-        if self.model is not None:
-            return
-        data = getattr(self.trainer, "datamodule", None)
-        if data is None or not hasattr(data, "num_classes"):
-            raise ConfigError(
-                "AdversarialClassifier got no data module that knows its classes. Pass "
-                "datamodule=PixelData(...) to the trainer, or num_classes= and in_channels=."
-            )
-        for name in ("num_classes", "in_channels", "image_size"):
-            if self.hparams[name] is None:
-                self.hparams[name] = getattr(data, name)
-        self.assemble()
+        if self.model is None:
+            self.take_from_data("num_classes", "in_channels", "image_size", example="PixelData")
+            self.assemble()
+        if stage == "fit" and self.monitor is not None:
+            data: Any = getattr(self.trainer, "datamodule", None)
+            if data is not None and not data.val_dataloader():
+                raise ConfigError(
+                    "select='best' needs validation images. Set val_share= of the data, or "
+                    "select='last'."
+                )
 
     def configure_optimizers(self) -> Any:
         """SGD for the network, and another for the router if it has its own turn."""

@@ -14,6 +14,7 @@ from moeapps.training.base import MoEModule
 from moeapps.training.checkpoints import load_checkpoint
 from moeapps.training.export import CONFIG, load_model
 from moeapps.training.optim import build_optimizer, build_schedule
+from moeapps.training.runs import RunFolder
 from moeapps.vision.specialists.knowledge_concentration import (
     KnowledgeConcentration,
     sigmoid_cross_entropy,
@@ -105,15 +106,8 @@ class KnowledgeConcentrationModule(MoEModule):
         """Take classes and channels from the data, build the network once."""
         if self.model is not None:
             return
-        data = getattr(self.trainer, "datamodule", None)
-        if data is None or not hasattr(data, "num_classes"):
-            raise ConfigError(
-                "KnowledgeConcentrationModule got no data module that knows its classes. Pass "
-                "datamodule=LongTailData(...) to the trainer, or num_classes= and in_channels=."
-            )
-        for name in ("num_classes", "in_channels", "image_size"):
-            if self.hparams[name] is None:
-                self.hparams[name] = getattr(data, name)
+        names = ("num_classes", "in_channels", "image_size")
+        data = self.take_from_data(*names, example="LongTailData")
         if self.hparams["class_to_vertical"] is None:
             self.hparams["class_to_vertical"] = verticals_by_prefix(
                 data.splits.class_names, self.hparams["prefix"]
@@ -267,13 +261,14 @@ def specialist_network(place: str | Path) -> KnowledgeConcentration:
     """The trained network of a run folder, a checkpoint, or an exported folder.
 
     Raises:
-        CheckpointError: There is none, or it is damaged.
+        FileNotFoundError: There is no such file.
+        RunFolderError: The folder holds neither a run nor an export.
+        CheckpointError: It is damaged.
     """
     place = Path(place)
     if (place / CONFIG).is_file():
         return cast(KnowledgeConcentration, load_model(place))
-    file = place / "checkpoints" / "best.ckpt" if (place / "checkpoints").is_dir() else place
-    checkpoint = load_checkpoint(file / "best.ckpt" if file.is_dir() else file)
+    checkpoint = load_checkpoint(RunFolder.open(place).best if place.is_dir() else place)
     module = KnowledgeConcentrationModule(**checkpoint["hyper_parameters"])
     module.load_state_dict(checkpoint["state_dict"])
     return cast(KnowledgeConcentration, module.model.eval())

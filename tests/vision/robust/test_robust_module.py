@@ -193,6 +193,8 @@ def test_bad_arguments():
     module._trainer = type("Trainer", (), {"datamodule": None})()
     with pytest.raises(ConfigError, match="datamodule=PixelData"):
         module.setup("fit")
+    with pytest.raises(ConfigError, match="Set val_share="):
+        trained(select="best")
 
 
 def test_normalised_images_are_refused_before_they_are_attacked():

@@ -1,9 +1,12 @@
+from pathlib import Path
+
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 
-from moeapps.errors import ConfigError
+from moeapps.cli.main import main
+from moeapps.errors import ConfigError, RunFolderError
 from moeapps.training.export import load_model, save_model
 from moeapps.vision import KnowledgeConcentrationModule, datasets
 from moeapps.vision.export import Classifier
@@ -95,6 +98,23 @@ def test_an_exported_specialist_is_the_trained_one(specialists):
     one, two = load_model(specialists[2]), specialist_network(specialists[2])
     assert torch.equal(one(images), two(images))
     assert one(images).shape == (3, 3)
+
+
+def test_a_teacher_is_a_run_folder_or_a_checkpoint_too(tmp_path):
+    config = Path(__file__).parents[3] / "examples/configs/vision"
+    assert main([
+        "fit", "--config", str(config / "knowledge_concentration_pair_digits.yaml"),
+        "--runs", str(tmp_path), "--model.vertical", "3", "--trainer.max_epochs", "1",
+    ]) == 0  # fmt: skip
+    (run,) = tmp_path.glob("vision/*/*")
+    images = torch.rand(3, 1, 8, 14)
+    one, two = specialist_network(run), specialist_network(run / "checkpoints" / "best.ckpt")
+    assert torch.equal(one(images), two(images))
+    assert one(images).shape == (3, 10)
+    with pytest.raises(RunFolderError, match="is not a run folder"):
+        specialist_network(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        specialist_network(tmp_path / "none.ckpt")
 
 
 def test_predictions_have_a_sigmoid_per_class(data):
