@@ -1,17 +1,18 @@
 """COSMO: a gate between a seen expert and a zero-shot expert, with adaptive smoothing."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moeapps.errors import ArgumentError
 from moeapps.vision.zeroshot.experts import ESZSL, Array, SeenExpert, ZeroShotExpert
 from moeapps.vision.zeroshot.gate import ConfidenceGate
-from moeapps.vision.zeroshot.metrics import Scores, ausuc, gate_quality, score
-from moeapps.vision.zeroshot.protocol import Phase, check_attributes, check_images, phases
+from moeapps.vision.zeroshot.metrics import ausuc, gate_quality
+from moeapps.vision.zeroshot.protocol import Phase
 from moeapps.vision.zeroshot.smoothing import Contest, How, Smoothing
+from moeapps.vision.zeroshot.two_phases import TwoPhases
 
 if TYPE_CHECKING:
     from moeapps.gating import Routing
@@ -21,7 +22,7 @@ _THRESHOLDS = np.linspace(-2.5, 2.5, 51)
 _GAMMAS = np.linspace(0.05, 1.0, 20)
 
 
-class COSMO:
+class COSMO(TwoPhases):
     r"""Two experts and a gate for images of seen and unseen classes.
 
     .. math:: p(y \mid x) = g_U\, q_U(y) + (1 - g_U)\, q_S(y), \qquad
@@ -85,74 +86,38 @@ class COSMO:
         self.temperatures = tuple(temperatures)
         self.threshold, self.sharpness = 0.5, 1.0
         self.validation: dict[str, float] = {}
-        self._phase: Phase | None = None
 
-    def fit(
-        self,
-        features: Array,
-        labels: Array,
-        attributes: Array,
-        *,
-        held_out: Sequence[int] | Array,
-        seen_share: float = 0.2,
-        seed: int = 0,
-    ) -> "COSMO":
-        """Tune gate and threshold with ``held_out`` as unseen, then learn from all images.
+    def _learn(self, features: Array, places: Array, attributes: Array) -> None:
+        self.seen_expert.fit(features, places)
+        self.zero_shot_expert.fit(features, places, attributes)
 
-        Args:
-            features: Of the images of seen classes, ``[N, D]``.
-            labels: Rows of ``attributes``, ``[N]``.
-            attributes: Of all classes, ``[C, A]``; those without an image are the unseen ones.
-            held_out: Seen classes that play the unseen ones while tuning.
-            seen_share: Share of the other classes' images to tune on.
-            seed: Of the choice of those images.
-
-        Raises:
-            ArgumentError: Naming what does not fit.
-        """
-        labels = np.asarray(labels, np.int64)
-        features = check_images(features, labels)
-        attributes = check_attributes(attributes, labels)
-        tuning, last = phases(labels, len(attributes), [*held_out], seen_share, seed)
-        self._learn(tuning, features, labels, attributes)
-        self._tune(features[tuning.val], labels[tuning.val])
-        self._learn(last, features, labels, attributes)
-        self._width = features.shape[1]
-        return self
-
-    def _learn(self, phase: Phase, features: Array, labels: Array, attributes: Array) -> None:
-        x, y = features[phase.train], phase.places(labels[phase.train])
-        self.seen_expert.fit(x, y)
-        self.zero_shot_expert.fit(x, y, attributes[phase.classes])
-        self._phase = phase
-
-    def _experts(self, features: Array) -> tuple[Array, Array, Phase]:
-        if self._phase is None:
-            raise ArgumentError("This COSMO has not learned anything. Call fit first.")
-        seen = self.seen_expert.predict_proba(features)
+    def _experts(self, features: Array) -> "_Opinions":
+        features, phase = self._known(features)
         zero_shot = self.zero_shot_expert.predict_proba(features)
-        if zero_shot.shape != (len(features), len(self._phase.classes)):
+        if zero_shot.shape != (len(features), len(phase.classes)):
             raise ArgumentError(
                 f"The zero-shot expert gave {list(zero_shot.shape)}, expected a probability for "
-                f"each of {len(self._phase.classes)} classes."
+                f"each of {len(phase.classes)} classes."
             )
-        return seen, zero_shot, self._phase
+        return _Opinions(self.seen_expert.predict_proba(features), zero_shot, phase)
 
-    def _tune(self, features: Array, labels: Array) -> None:
-        seen, zero_shot, phase = self._experts(features)
-        places = phase.places(labels)
-        is_seen = phase.seen[places]
-        unseen_mass = zero_shot[:, ~phase.seen]
-        kept = np.arange(len(labels)) % 3 == 0
-        self.gate.fit(unseen_mass[~kept], seen[~kept], is_seen[~kept])
-        gate = self.gate(unseen_mass, seen)
+    def _tune(self, features: Array, places: Array) -> None:
+        found = self._experts(features)
+        is_seen = found.phase.seen[places]
+        kept = np.arange(len(places)) % 3 == 0
+        if any(part.all() or not part.any() for part in (is_seen[kept], is_seen[~kept])):
+            raise ArgumentError(
+                f"{is_seen.sum()} images of seen and {(~is_seen).sum()} of held-out classes are "
+                "too few to learn the gate and to judge it. Raise seen_share, or hold out more."
+            )
+        self.gate.fit(found.unseen_mass[~kept], found.seen[~kept], is_seen[~kept])
+        gate = self.gate(found.unseen_mass, found.seen)
         quality = gate_quality(gate[kept], is_seen[kept])
-        contest = Contest.between(seen, zero_shot, phase.seen)
-        groups = np.flatnonzero(phase.seen), np.flatnonzero(~phase.seen)
+        contest = found.contest()
 
         def harmonic(threshold: float, sharpness: float, smoothing: Smoothing) -> float:
             answers = contest.decide(_unseen(gate, threshold, sharpness), smoothing)
-            return score(places, answers, *groups).harmonic
+            return self._judge(answers, places).harmonic
 
         best = max(
             (harmonic(threshold, sharpness, smoothing), threshold, sharpness, smoothing.gamma)
@@ -163,10 +128,10 @@ class COSMO:
         sharpness, smoothing = best[2], replace(self.smoothing, gamma=best[3])
         step = _THRESHOLDS[1] - _THRESHOLDS[0]
         around = np.linspace(best[1] - step, best[1] + step, 100)
-        found = max((harmonic(threshold, sharpness, smoothing), threshold) for threshold in around)
-        self.threshold = float(max(found, best[:2])[1])
+        finer = max((harmonic(threshold, sharpness, smoothing), threshold) for threshold in around)
+        self.threshold = float(max(finer, best[:2])[1])
         self.sharpness, self.smoothing = float(sharpness), smoothing
-        self.validation = {"harmonic": max(found[0], best[0]), **quality}
+        self.validation = {"harmonic": max(finer[0], best[0]), **quality}
 
     def _variants(self) -> list[Smoothing]:
         if self.smoothing.how != "const":
@@ -177,8 +142,8 @@ class COSMO:
 
     def seen_probability(self, features: Array) -> Array:
         """The gate's :math:`g`, before threshold and sharpness, ``[N]``."""
-        seen, zero_shot, phase = self._experts(check_images(features, width=self._given_width))
-        return self.gate(zero_shot[:, ~phase.seen], seen)
+        found = self._experts(features)
+        return self.gate(found.unseen_mass, found.seen)
 
     def route(self, features: Array) -> "Routing":
         r"""The decision on the two experts, ``[N, 2]``: weight :math:`1 - g_U` and :math:`g_U`."""
@@ -192,15 +157,13 @@ class COSMO:
 
     def predict_proba(self, features: Array) -> Array:
         """The mixture ``[N, C]``; it sums to 1 without or with normalised smoothing."""
-        seen, zero_shot, phase = self._experts(check_images(features, width=self._given_width))
-        gate = self.gate(zero_shot[:, ~phase.seen], seen)
-        unseen = _unseen(gate, self.threshold, self.sharpness)
-        mixed = np.empty_like(zero_shot)
-        for columns, mass, domain in (
-            (phase.seen, seen, 1 - unseen),
-            (~phase.seen, zero_shot[:, ~phase.seen], unseen),
+        found = self._experts(features)
+        unseen = _unseen(self.gate(found.unseen_mass, found.seen), self.threshold, self.sharpness)
+        mixed = np.empty_like(found.zero_shot)
+        for columns, mass, domain in zip(
+            found.phase.groups, (found.seen, found.unseen_mass), (1 - unseen, unseen), strict=True
         ):
-            mixed[:, columns] = self.smoothing.mix(mass, mass.sum(1), domain, int(columns.sum()))
+            mixed[:, columns] = self.smoothing.mix(mass, mass.sum(1), domain, len(columns))
         return mixed
 
     def predict(self, features: Array) -> Array:
@@ -208,45 +171,51 @@ class COSMO:
         found: Array = self.predict_proba(features).argmax(1)
         return found
 
-    def score(self, features: Array, labels: Array) -> Scores:
-        """Accuracy on test images of seen and of unseen classes."""
-        return score(labels, self.predict(features), *self._groups())
-
     def curve(self, features: Array, labels: Array) -> tuple[Array, Array]:
         r"""Seen and unseen accuracy while :math:`\theta` goes from one end to the other."""
-        seen, zero_shot, phase = self._experts(check_images(features, width=self._given_width))
-        gate = self.gate(zero_shot[:, ~phase.seen], seen)
-        contest = Contest.between(seen, zero_shot, phase.seen)
+        found = self._experts(features)
+        labels = self._truth(labels, len(found.seen))
+        return self._curve(found.contest(), self.gate(found.unseen_mass, found.seen), labels)
+
+    def _curve(self, contest: Contest, gate: Array, labels: Array) -> tuple[Array, Array]:
         far = self.sharpness * np.geomspace(1e-3, 40, 200)
         sweep = np.concatenate([-far[::-1], np.linspace(0, 1, 401), 1 + far])
         scores = [
-            score(labels, contest.decide(_unseen(gate, t, self.sharpness), self.smoothing),
-                  *self._groups())
+            self._judge(contest.decide(_unseen(gate, t, self.sharpness), self.smoothing), labels)
             for t in sweep
-        ]  # fmt: skip
+        ]
         return np.array([s.seen for s in scores]), np.array([s.unseen for s in scores])
 
     def report(self, features: Array, labels: Array) -> dict[str, float]:
         """Accuracies, harmonic mean, AUSUC, and the gate's quality on a test set."""
-        scores = self.score(features, labels)
-        is_seen = np.isin(labels, self._groups()[0])
+        found = self._experts(features)
+        labels = self._truth(labels, len(found.seen))
+        gate, contest = self.gate(found.unseen_mass, found.seen), found.contest()
+        answers = contest.decide(_unseen(gate, self.threshold, self.sharpness), self.smoothing)
         return {
-            "seen": scores.seen,
-            "unseen": scores.unseen,
-            "harmonic": scores.harmonic,
-            "ausuc": ausuc(*self.curve(features, labels)),
-            **gate_quality(self.seen_probability(features), is_seen),
+            **self._judge(answers, labels).numbers(),
+            "ausuc": ausuc(*self._curve(contest, gate, labels)),
+            **gate_quality(gate, np.isin(labels, found.phase.groups[0])),
         }
 
-    def _groups(self) -> tuple[Any, Any]:
-        if self._phase is None:
-            raise ArgumentError("This COSMO has not learned anything. Call fit first.")
-        return np.flatnonzero(self._phase.seen), np.flatnonzero(~self._phase.seen)
+
+@dataclass(frozen=True, eq=False)
+class _Opinions:
+    """What both experts say about images: ``seen [N, S]``, ``zero_shot [N, C]``."""
+
+    seen: Array
+    zero_shot: Array
+    phase: Phase
 
     @property
-    def _given_width(self) -> int:
-        self._groups()
-        return self._width
+    def unseen_mass(self) -> Array:
+        """What the zero-shot expert gives to the unseen classes, ``[N, U]``."""
+        found: Array = self.zero_shot[:, ~self.phase.seen]
+        return found
+
+    def contest(self) -> Contest:
+        """The best seen class against the best unseen one."""
+        return Contest.between(self.seen, self.zero_shot, self.phase.seen)
 
 
 def _unseen(gate: Array, threshold: float, sharpness: float) -> Array:

@@ -59,6 +59,10 @@ class Scores:
         """Their harmonic mean."""
         return harmonic_mean(self.seen, self.unseen)
 
+    def numbers(self) -> dict[str, float]:
+        """All three by name."""
+        return {"seen": self.seen, "unseen": self.unseen, "harmonic": self.harmonic}
+
 
 def score(labels: ArrayLike, answers: ArrayLike, seen: ArrayLike, unseen: ArrayLike) -> Scores:
     """Both accuracies of answers on a test set with images of both kinds.

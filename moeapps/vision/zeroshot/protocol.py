@@ -25,6 +25,11 @@ class Phase:
     train: Array
     val: Array
 
+    @property
+    def groups(self) -> tuple[Array, Array]:
+        """Columns of the seen and of the unseen classes."""
+        return np.flatnonzero(self.seen), np.flatnonzero(~self.seen)
+
     def places(self, labels: Array) -> Array:
         """Columns of labels."""
         return np.searchsorted(self.classes, labels)

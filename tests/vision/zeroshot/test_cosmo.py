@@ -223,8 +223,44 @@ def test_other_features_at_test_time_are_refused(fitted, images):
         fitted.predict(test[:, :9])
     with pytest.raises(ArgumentError, match="NaN"):
         fitted.predict(with_nan(test))
-    with pytest.raises(ArgumentError, match="Call fit first"):
-        COSMO().predict(test)
+    for method in (COSMO(), CalibratedStacking()):
+        with pytest.raises(ArgumentError, match=f"This {type(method).__name__}.*Call fit first"):
+            method.predict(test)
+
+
+def test_calibrated_stacking_refuses_other_features_too(images):
+    x, y, attributes, test, _ = images
+    model = CalibratedStacking().fit(x, y, attributes, held_out=HELD_OUT)
+    with pytest.raises(ArgumentError, match="width 9, those learned from had 10"):
+        model.predict(test[:, :9])
+
+
+def test_labels_of_a_test_set_must_be_classes(fitted, images):
+    *_, test, labels = images
+    with pytest.raises(ArgumentError, match="labels reach from 1 to 15"):
+        fitted.score(test, labels + 1)
+    with pytest.raises(ArgumentError, match="labels reach from -1 to 13"):
+        fitted.report(test, labels - 1)
+    with pytest.raises(ArgumentError, match="150 rows of features and labels"):
+        fitted.score(test, labels[:-1])
+
+
+def test_too_few_images_to_tune_on_are_named(images):
+    x, y, attributes, *_ = images
+    rows = np.concatenate([np.flatnonzero(y == c)[: 3 if c else 5] for c in range(3)])
+    with pytest.raises(ArgumentError, match="1 images of seen and 3 of held-out classes are too"):
+        COSMO().fit(x[rows], y[rows], attributes, held_out=[2], seen_share=0.15)
+
+
+def test_a_report_asks_the_experts_once_and_says_what_the_parts_say(fitted, images, monkeypatch):
+    *_, test, labels = images
+    scores, curve = fitted.score(test, labels), fitted.curve(test, labels)
+    calls, ask = [], fitted._experts
+    monkeypatch.setattr(fitted, "_experts", lambda x: calls.append(1) or ask(x))
+    report = fitted.report(test, labels)
+    assert calls == [1]
+    assert report["harmonic"] == scores.harmonic
+    assert report["ausuc"] == ausuc(*curve)
 
 
 def test_unknown_words_are_named():
