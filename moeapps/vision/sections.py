@@ -7,9 +7,11 @@ from numpy.typing import NDArray
 
 from moeapps.training.report import Section, Table
 
+_FOUND = {"failure": "wrong answers", "tail": "images of the rarest third of the classes"}
+
 
 def sections(results: Mapping[str, NDArray[np.generic]]) -> list[Section]:
-    """The sections for which the run has data: experts by class frequency, and the hardest classes.
+    """The sections for which the run has data: experts, the hardest classes, what doubt is worth.
 
     Args:
         results: Arrays of ``results.npz``.
@@ -28,7 +30,8 @@ def sections(results: Mapping[str, NDArray[np.generic]]) -> list[Section]:
         ),
     )
     text = _reading(rows, whole) if experts else ""
-    return [Section("Accuracy by class frequency", text=text, table=table), _hardest(results)]
+    found = [Section("Accuracy by class frequency", text=text, table=table), _hardest(results)]
+    return [*found, _doubt(results)] if "doubt" in results else found
 
 
 def _reading(rows: NDArray[np.float64], whole: NDArray[np.float64]) -> str:
@@ -55,6 +58,23 @@ def _hardest(results: Mapping[str, NDArray[np.generic]], most: int = 10) -> Sect
     rows = tuple((str(names[j]), f"{counts[j]:,}", _percent(accuracy[j])) for j in order)
     return Section(
         "Hardest classes", table=Table(("class", "training images", "test accuracy, %"), rows)
+    )
+
+
+def _doubt(results: Mapping[str, NDArray[np.generic]]) -> Section:
+    rows = tuple(
+        (_FOUND.get(kind, f"images of {kind.removeprefix('foreign/')}, none of the classes"),
+         *("not defined" if np.isnan(value) else f"{value:.3f}" for value in values))
+        for kind, values in zip(map(str, results["doubt_of"]), results["doubt"], strict=True)
+    )  # fmt: skip
+    text = (
+        "AUROC: how often doubt ranks such an image above another one; 0.5 is chance. FPR95: share "
+        "of the other images that must be looked at as well to find 95 % of them. Wrong answers "
+        "are an exception, as in the literature: their FPR95 is the share of the wrong answers "
+        "that pass when 95 % of the right ones do."
+    )
+    return Section(
+        "What doubt finds", text=text, table=Table(("doubt finds", "AUROC", "FPR95"), rows)
     )
 
 

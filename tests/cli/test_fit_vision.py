@@ -12,12 +12,14 @@ from moeapps.cli.main import main
 
 pytestmark = pytest.mark.filterwarnings("ignore:Task:UserWarning")
 CONFIGS = Path(__file__).parents[2] / "examples" / "configs" / "vision"
+TINY = (
+    "--trainer.max_epochs", "2", "--checkpoint-seconds", "0", "--data.foreign", "[pair-digits-lt]",
+)  # fmt: skip
 
 
 def fit(runs, *more):
     config = str(CONFIGS / "ride_digits_lt.yaml")
-    tiny = ["--trainer.max_epochs", "2", "--checkpoint-seconds", "0"]
-    assert main(["fit", "--config", config, "--runs", str(runs), *tiny, *more]) == 0
+    assert main(["fit", "--config", config, "--runs", str(runs), *TINY, *more]) == 0
     (run,) = (runs / "vision" / "ride_digits-lt").iterdir()
     return run
 
@@ -30,8 +32,16 @@ def run(tmp_path_factory):
 def test_report_has_figures_sections_and_says_which_weights(run):
     text = (run / "report.md").read_text()
     assert "Weights at the end of the training" in text
-    for part in ("Accuracy by class frequency", "Hardest classes", "groups.png", "engagement.png"):
+    drawn = ("groups", "classes", "reliability", "disagreement", "engagement")
+    for part in (
+        "Accuracy by class frequency",
+        "Hardest classes",
+        *(f"{one}.png" for one in drawn),
+    ):
         assert part in text
+    for part in ("| wrong answers |", "| images of the rarest", "| images of pair-digits-lt, none"):
+        assert part in text
+    assert "| test/foreign/pair-digits-lt/auroc |" in text
     metrics = (run / "metrics.csv").read_text().splitlines()[0]
     for name in ("train/loss", "val/balanced_accuracy", "val/accuracy/few"):
         assert name in metrics
@@ -81,8 +91,7 @@ def test_broken_off_run_resumes_to_the_same_numbers(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(LongTailClassifier, "training_step", breaks)
     config = str(CONFIGS / "ride_digits_lt.yaml")
-    tiny = ["--trainer.max_epochs", "2", "--checkpoint-seconds", "0"]
-    assert main(["fit", "--config", config, "--runs", str(tmp_path), *tiny]) != 0
+    assert main(["fit", "--config", config, "--runs", str(tmp_path), *TINY]) != 0
     monkeypatch.setattr(LongTailClassifier, "training_step", step)
     (broken,) = (tmp_path / "vision" / "ride_digits-lt").iterdir()
     assert main(["fit", "--resume", str(broken)]) == 0

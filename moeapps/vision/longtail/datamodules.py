@@ -1,6 +1,7 @@
 """Long-tailed images for Lightning: a named set, or one of your own."""
 
 import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,6 +15,7 @@ from moeapps.data.locate import locate
 from moeapps.errors import ArgumentError, ConfigError, UnknownNameError
 from moeapps.vision import datasets
 from moeapps.vision.datasets.images import ImageSet, Splits
+from moeapps.vision.longtail.foreign import in_form_of
 from moeapps.vision.longtail.loaders import EpochOrder, ImageBatches
 from moeapps.vision.transforms import NORMALISATION, TwoView, batched, per_image
 from moeapps.vision.views import ImageViews
@@ -50,6 +52,8 @@ class LongTailData(lightning.LightningDataModule):
             images of its own; 0 validates nothing.
         empty_classes: What a class without a training image is: an ``"error"``, or left out of all
             splits (``"drop"``).
+        foreign: Names of sets that show none of the classes. A test tells how well doubt finds
+            their test images, which are brought to the size and channels of the own ones.
         drop_last: Leave out the training images that do not fill a batch.
         num_workers: Processes that decode files; not used for sets in memory.
         seed: Of the held-out images, the order and the views.
@@ -95,6 +99,7 @@ class LongTailData(lightning.LightningDataModule):
         normalisation: str | None = None,
         val_share: float = 0.0,
         empty_classes: Literal["error", "drop"] = "error",
+        foreign: Sequence[str] = (),
         drop_last: bool = True,
         num_workers: int = 0,
         seed: int = 0,
@@ -107,8 +112,9 @@ class LongTailData(lightning.LightningDataModule):
             raise ArgumentError(f"views={views}. Choose 1, 2, or None for what the model wants.")
         if empty_classes not in ("error", "drop"):
             raise UnknownNameError("empty_classes", empty_classes, ("error", "drop"))
+        foreign = [foreign] if isinstance(foreign, str) else [*foreign]
         self.save_hyperparameters()
-        self.dataset, self.root = dataset, root
+        self.dataset, self.root, self.foreign = dataset, root, foreign
         self.dataset_args = dict(dataset_args or {})
         if imbalance is not None:
             self.dataset_args["imbalance"] = imbalance
@@ -118,24 +124,36 @@ class LongTailData(lightning.LightningDataModule):
         self.drop_last, self.num_workers, self.seed = drop_last, num_workers, seed
         self.download = download
         self._own: Splits | None = None
+        self._foreign: dict[str, ImageSet] = {}
 
     @classmethod
-    def from_splits(cls, splits: Splits, name: str = "own", **arguments: Any) -> Self:
+    def from_splits(
+        cls,
+        splits: Splits,
+        name: str = "own",
+        *,
+        foreign_images: Mapping[str, ImageSet] | None = None,
+        **arguments: Any,
+    ) -> Self:
         """A module around images of your own.
 
         Args:
             splits: Images in splits.
             name: What reports call them; the beginning of a known set's name gives its views.
+            foreign_images: Images of none of the classes, by the name that reports give them.
             **arguments: As of the class, without those that name a set.
         """
         module = cls(name, **arguments)
         module._own = splits
+        module._foreign = dict(foreign_images or {})
         return module
 
     def prepare_data(self) -> None:
         """Download missing files, if allowed; runs in one process only."""
-        if self.download and self._own is None:
-            locate(datasets.card(self.dataset), root=self.root, download=True)
+        if self.download:
+            own = [self.dataset] if self._own is None else []
+            for name in (*own, *self.foreign):
+                locate(datasets.card(name), root=self.root, download=True)
 
     def setup(self, stage: str | None = None) -> None:
         """Read the images, once."""
@@ -143,14 +161,9 @@ class LongTailData(lightning.LightningDataModule):
             return
         found = self._own
         if found is None:
-            found = datasets.load(
-                self.dataset, root=self.root, download=self.download, **self.dataset_args
-            )
-        if not isinstance(found, Splits):
-            raise ConfigError(
-                f"{self.dataset} has no images in splits. Choose one of the image sets: see "
-                "moeapps data list."
-            )
+            found = self._read(self.dataset, **self.dataset_args)
+        # Now, not after hours of training: a set may be missing.
+        self._foreign |= {name: self._read(name).test for name in self.foreign}
         train, val = found.train, found.val
         if val is None and self.val_share:
             train, val = train.hold_out(self.val_share, self.seed)
@@ -162,6 +175,15 @@ class LongTailData(lightning.LightningDataModule):
         else:
             self.in_channels, height, width = self._files(train, "test")[0]["image"].shape
         self.image_size = [height, width]
+
+    def _read(self, name: str, **arguments: Any) -> Splits:
+        found = datasets.load(name, root=self.root, download=self.download, **arguments)
+        if not isinstance(found, Splits):
+            raise ConfigError(
+                f"{name} has no images in splits. Choose one of the image sets: see "
+                "moeapps data list."
+            )
+        return found
 
     def _without_empty(self, splits: Splits) -> Splits:
         """Refuse classes without a training image, or leave them out."""
@@ -202,6 +224,14 @@ class LongTailData(lightning.LightningDataModule):
     def test_dataloader(self) -> Any:
         """Batches in order."""
         return self._loader(self.splits.test, "test")
+
+    def foreign_dataloaders(self) -> dict[str, Any]:
+        """Batches of foreign images, in the form of the test images, by the name of their set."""
+        known = self.splits.test
+        return {
+            name: self._loader(in_form_of(known, images), "test")
+            for name, images in self._foreign.items()
+        }
 
     def predict_dataloader(self) -> Any:
         """The test images."""
@@ -254,7 +284,7 @@ class LongTailData(lightning.LightningDataModule):
     ) -> Any:
         seed = self.seed if seed is None else seed
         weak, strong, normalisation = self._names
-        if part.in_memory:
+        if self.splits.train.in_memory:
             first = "none" if kind == "test" else both or weak
             second = both if kind == "pairs" else strong if kind == "strong" else None
             return ImageBatches(

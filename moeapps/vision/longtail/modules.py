@@ -1,7 +1,7 @@
 """The Lightning module for classifiers of long-tailed images."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -32,7 +32,7 @@ from moeapps.vision.longtail.ldam import LDAM
 from moeapps.vision.longtail.loaders import Batch
 from moeapps.vision.longtail.ride import RIDE
 from moeapps.vision.longtail.sade import test_time_weights
-from moeapps.vision.longtail.scoring import Predictions, expert_scores, scores
+from moeapps.vision.longtail.scoring import Predictions, expert_scores, scores, uncertainty
 
 EXITS = ("assignment", "max_prob", "doubt")
 _STATISTICS_EVERY = 50  # steps; most aggregators weigh all experts alike
@@ -48,7 +48,8 @@ class LongTailClassifier(MoEModule):
 
     in epoch :math:`t` (from 1), with milestones :math:`m`. Validation logs ``val/accuracy``,
     ``val/balanced_accuracy``, ``val/accuracy/{many,medium,few}`` and ``val/loss`` (cross-entropy);
-    a test adds calibration, failure prediction and what each expert does.
+    a test adds calibration, what doubt is worth (for wrong answers, rare classes and the foreign
+    images of the data), and what each expert does.
 
     Args:
         model: Registered name, for example ``"mdcs"``.
@@ -138,6 +139,7 @@ class LongTailClassifier(MoEModule):
         self.score = math.nan
         self._found = Predictions()
         self._tested: Predictions | None = None
+        self._foreign: dict[str, Tensor] = {}
         if num_classes is not None and class_counts is not None:
             self.assemble()
 
@@ -361,14 +363,25 @@ class LongTailClassifier(MoEModule):
         self._found.add(output=output, target=batch["label"], logits=aux["logits"], used=used)
 
     def on_test_epoch_end(self) -> None:
-        """Judge all test images."""
+        """Judge all test images, and doubt about foreign ones where the data has them."""
         self._tested = self._found.finish()
+        data: Any = getattr(self.trainer, "datamodule", None)
+        strangers = data.foreign_dataloaders() if hasattr(data, "foreign_dataloaders") else {}
+        self._foreign = {name: self._doubts(loader) for name, loader in strangers.items()}
         self._judge("test", self._tested)
+
+    def _doubts(self, loader: Iterable[Batch]) -> Tensor:
+        """Uncertainty about every image, on the scale of the test images."""
+        found = []
+        for batch in loader:
+            output, aux = self.model(batch["image"].to(self.device), return_aux=True)
+            found.append(uncertainty(self.model, output, aux["logits"]).cpu())
+        return torch.cat(found)
 
     def _judge(self, split: str, rows: Predictions) -> dict[str, float]:
         found = scores(rows, self.model, many=self.hparams["many"], few=self.hparams["few"])
         if split == "test":
-            found |= expert_scores(rows, self.model)
+            found |= expert_scores(rows, self.model, self._foreign)
             if isinstance(self.model.aggregate, WeightedLogits):
                 weights = self.model.aggregate.weights.tolist()
                 found |= {f"weight/{k}": weight for k, weight in enumerate(weights, 1)}
@@ -386,7 +399,7 @@ class LongTailClassifier(MoEModule):
         names = data.splits.class_names if data is not None else None
         return report_arrays(
             self._tested, self.model, many=self.hparams["many"], few=self.hparams["few"],
-            class_names=names,
+            class_names=names, foreign=self._foreign,
         )  # fmt: skip
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """From collected predictions to the numbers and arrays of a test."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,11 @@ from moeapps.vision.longtail.metrics import (
     reliability,
 )
 from moeapps.vision.longtail.tlc import TLC
-from moeapps.vision.longtail.uncertainty import failure_prediction, tail_detection
+from moeapps.vision.longtail.uncertainty import (
+    failure_prediction,
+    foreign_detection,
+    tail_detection,
+)
 
 _SWEEP = 15  # points of the curve of accuracy against experts
 
@@ -83,27 +87,49 @@ def scores(rows: Predictions, model: LongTailModel, *, many: float, few: float) 
     }
 
 
-def expert_scores(rows: Predictions, model: LongTailModel) -> dict[str, float]:
-    """Calibration, failure prediction, and how the experts differ.
+def doubt_scores(
+    rows: Predictions, model: LongTailModel, foreign: Mapping[str, Tensor] | None = None
+) -> dict[str, dict[str, float]]:
+    """What doubt is worth for wrong answers, for the rarest third of the classes, for strangers.
 
     Args:
-        rows: ``output [N, C]``, ``target [N]``, ``logits [N, K, C]``, ``used [N]``.
-        model: Whose uncertainty is evidential if it is `TLC`.
+        rows: ``output [N, C]``, ``target [N]``, ``logits [N, K, C]``.
+        model: Whose `uncertainty` it is.
+        foreign: `uncertainty` about images of other classes, by the name of their set.
+
+    Returns:
+        ``"failure"``, ``"tail"`` and ``"foreign/<set>"``, each with its scores by name.
     """
-    output, target, logits = rows["output"], rows["target"], rows["logits"]
-    probabilities = output.double().softmax(-1)
-    doubt = uncertainty(model, output, logits)
+    output, target = rows["output"], rows["target"]
+    doubt = uncertainty(model, output, rows["logits"])
     known = ~doubt.isnan()
     counts = model.counts.cpu()
     tail = torch.zeros(len(counts), dtype=torch.bool)
     tail[counts.argsort(stable=True)[: len(counts) // 3]] = True
-    failure = failure_prediction(doubt[known], (output.argmax(-1) == target)[known])
-    rare = tail_detection(doubt[known], target[known], tail)
-    found = {
-        "ece": calibration_error(probabilities, target),
-        **{f"failure/{name}": value for name, value in failure.items()},
-        **{f"tail/{name}": value for name, value in rare.items()},
+    return {
+        "failure": failure_prediction(doubt[known], (output.argmax(-1) == target)[known]),
+        "tail": tail_detection(doubt[known], target[known], tail),
+        **{
+            f"foreign/{name}": foreign_detection(doubt[known], other[~other.isnan()])
+            for name, other in (foreign or {}).items()
+        },
     }
+
+
+def expert_scores(
+    rows: Predictions, model: LongTailModel, foreign: Mapping[str, Tensor] | None = None
+) -> dict[str, float]:
+    """Calibration, what doubt is worth, and how the experts differ.
+
+    Args:
+        rows: ``output [N, C]``, ``target [N]``, ``logits [N, K, C]``, ``used [N]``.
+        model: Whose uncertainty is evidential if it is `TLC`.
+        foreign: See `doubt_scores`.
+    """
+    output, target, logits = rows["output"], rows["target"], rows["logits"]
+    found = {"ece": calibration_error(output.double().softmax(-1), target)}
+    for kind, values in doubt_scores(rows, model, foreign).items():
+        found |= {f"{kind}/{name}": value for name, value in values.items()}
     if logits.shape[1] > 1:
         heard = answered(logits)
         for k, (one, said) in enumerate(zip(logits.unbind(1), heard.unbind(1), strict=True), 1):
@@ -167,8 +193,9 @@ def report_arrays(
     many: float,
     few: float,
     class_names: Sequence[str] | None = None,
+    foreign: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Any]:
-    """What the figures of a report are drawn from."""
+    """What the figures and tables of a report are made from."""
     output, target, logits = rows["output"], rows["target"], rows["logits"]
     counts, classes = model.counts.cpu(), model.num_classes
     deciders = [output, *(logits.unbind(1) if logits.shape[1] > 1 else ())]
@@ -186,6 +213,11 @@ def report_arrays(
         ).numpy(),
         "reliability": reliability(output.softmax(-1), target).numpy(),
     }
+    doubts = doubt_scores(rows, model, foreign)
+    found["doubt_of"] = np.array(list(doubts))
+    found["doubt"] = np.array(
+        [[one.get("auroc", one.get("by_uncertainty")), one["fpr95"]] for one in doubts.values()]
+    )
     if logits.shape[1] > 1:
         used = torch.zeros(classes).index_add(0, target, rows["used"].float())
         found["disagreement"] = disagreement(logits).numpy()

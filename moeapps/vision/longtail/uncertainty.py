@@ -76,10 +76,10 @@ def failure_prediction(uncertainty: Tensor, correct: Tensor) -> dict[str, float]
 
 
 def tail_detection(uncertainty: Tensor, target: Tensor, tail: Tensor) -> dict[str, float]:
-    """AUROC of finding images of rare classes, by confidence and by uncertainty.
+    """AUROC of finding images of rare classes, by confidence and by uncertainty, and ``fpr95``.
 
     The literature scores rare classes by *confidence*, so that values below a half mean that they
-    are less certain; ``by_uncertainty`` is one minus that.
+    are less certain; ``by_uncertainty`` is one minus that. ``fpr95`` is by uncertainty.
 
     Args:
         uncertainty: ``[N]``.
@@ -89,12 +89,13 @@ def tail_detection(uncertainty: Tensor, target: Tensor, tail: Tensor) -> dict[st
     Example:
         >>> rare = torch.tensor([False, True])
         >>> tail_detection(torch.tensor([0.1, 0.9]), torch.tensor([0, 1]), rare)
-        {'by_confidence': 0.0, 'by_uncertainty': 1.0}
+        {'by_confidence': 0.0, 'by_uncertainty': 1.0, 'fpr95': 0.0}
     """
     positive = torch.as_tensor(tail)[target]
     return {
         "by_confidence": auroc(-uncertainty, positive),
         "by_uncertainty": auroc(uncertainty, positive),
+        "fpr95": fpr_at_recall(uncertainty, positive),
     }
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from moeapps.errors import ArgumentError, UnknownNameError
+from moeapps.errors import ArgumentError, DataNotFoundError, UnknownNameError
 from moeapps.vision import datasets
 from moeapps.vision.datasets.images import ImageSet, Splits
 from moeapps.vision.longtail.datamodules import LongTailData
@@ -145,3 +145,49 @@ def test_files_are_decoded_image_by_image_with_the_same_views_for_the_same_epoch
     assert torch.equal(one["strong"], again["strong"])
     assert not torch.equal(one["index"], later["index"])
     assert one["image"].shape == (4, 3, 224, 224)
+
+
+def test_foreign_images_get_size_channels_and_units_of_the_known_ones(tmp_path):
+    pytest.importorskip("PIL", reason='needs pip install "moeapps[vision]"')
+    datasets.make_fixture("imagenet-lt", tmp_path)
+    colour = np.zeros((5, 16, 48, 3), np.uint8)
+    colour[:, :, 8:40] = 255  # the middle 16 stay
+    own = {
+        "colour": ImageSet(colour, np.zeros(5, np.int64), ("x",)),
+        "float": ImageSet(np.ones((3, 4, 4), np.float32), np.zeros(3, np.int64), ("x",)),
+        "files": datasets.load("imagenet-lt", root=tmp_path, whole=False).test,
+    }
+    known = datasets.load("digits-lt")
+    data = LongTailData.from_splits(
+        known, "digits-own", foreign_images=own, foreign=["pair-digits-lt"]
+    )
+    data.setup()
+    found = {
+        name: torch.cat([batch["image"] for batch in loader])
+        for name, loader in data.foreign_dataloaders().items()
+    }
+    assert set(found) == {*own, "pair-digits-lt"}
+    assert {tuple(images.shape[1:]) for images in found.values()} == {(1, 8, 8)}
+    assert {name: len(found[name]) for name in own} == {name: len(own[name]) for name in own}
+    for name in ("colour", "float"):
+        torch.testing.assert_close(found[name], torch.ones_like(found[name]))
+
+
+def test_foreign_images_go_through_the_transform_of_known_files(tmp_path):
+    pytest.importorskip("PIL", reason='needs pip install "moeapps[vision]"')
+    datasets.make_fixture("imagenet-lt", tmp_path)
+    data = LongTailData(
+        "imagenet-lt", root=tmp_path, dataset_args={"whole": False}, empty_classes="drop",
+        foreign="digits-lt", batch_size=4,
+    )  # fmt: skip
+    data.setup()
+    batch = next(iter(data.foreign_dataloaders()["digits-lt"]))
+    assert batch["image"].shape == (4, 3, 224, 224)
+
+
+def test_a_missing_foreign_set_is_told_before_the_training(tmp_path):
+    data = LongTailData("digits-lt", foreign=["cifar100-lt"], root=tmp_path)
+    with pytest.raises(DataNotFoundError, match="cifar-100"):
+        data.setup()
+    with pytest.raises(UnknownNameError, match="pair-digits-lt"):
+        digits(foreign=["pair-digits"])

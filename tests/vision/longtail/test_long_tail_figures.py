@@ -73,6 +73,18 @@ def test_section_compares_mixture_and_experts_and_names_the_hardest_classes():
     assert hardest.table.rows[0][0] == worst
 
 
+def test_section_says_what_doubt_finds():
+    doubt = {
+        "doubt_of": np.array(["failure", "tail", "foreign/mnist-lt"]),
+        "doubt": np.array([[0.8, 0.6], [np.nan, np.nan], [0.9, 0.25]]),
+    }
+    *_, section = sections(RESULTS | doubt)
+    failure, tail, foreign = section.table.rows
+    assert failure == ("wrong answers", "0.800", "0.600")
+    assert tail[1:] == ("not defined", "not defined")
+    assert foreign == ("images of mnist-lt, none of the classes", "0.900", "0.250")
+
+
 @pytest.mark.parametrize("results", [{}, {"other": np.zeros(2)}])
 def test_run_without_results_has_no_section(results):
     assert sections(results) == []

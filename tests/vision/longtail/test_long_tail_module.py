@@ -5,11 +5,14 @@ import math
 import warnings
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 
 from moeapps.errors import ArgumentError, CheckpointError, ConfigError, UnknownNameError
 from moeapps.training import AtomicCheckpointIO, BestWeights
+from moeapps.vision.datasets import load
+from moeapps.vision.datasets.images import ImageSet, Splits
 from moeapps.vision.longtail.aggregate import WeightedLogits
 from moeapps.vision.longtail.base import LongTailModel
 from moeapps.vision.longtail.datamodules import LongTailData
@@ -225,6 +228,30 @@ def test_student_learns_from_a_teachers_checkpoint(tmp_path):
     assert not any("teacher" in name for name in student.state_dict())
 
 
+@pytest.mark.parametrize("name", ["tlc", "balanced_softmax"])
+def test_foreign_images_are_compared_with_the_test_images_on_one_scale(name):
+    known = load("digits-lt")
+    own = {
+        "the same": known.test,
+        "black": ImageSet(np.zeros((40, 8, 8), np.float32), np.zeros(40, np.int64), ("none",)),
+    }
+    data = LongTailData.from_splits(known, "digits-own", foreign_images=own, batch_size=64)
+    module = make(name, model_args={"num_experts": 3})
+    fit(module, data, epochs=4)
+    found = evaluate(module, data)
+    assert found["test/foreign/the same/auroc"] == pytest.approx(0.5)  # not told apart
+    assert found["test/foreign/the same/fpr95"] == pytest.approx(0.95, abs=0.01)
+    with torch.no_grad():
+        doubts = module.eval()._doubts(data.test_dataloader())
+        black = module._doubts(data.foreign_dataloaders()["black"])
+    share = (black[0] > doubts).float().mean()
+    assert found["test/foreign/black/auroc"] == pytest.approx(float(share), abs=1e-6)
+    arrays = module.results()
+    kinds = ["failure", "tail", "foreign/the same", "foreign/black"]
+    assert arrays["doubt_of"].tolist() == kinds
+    assert arrays["doubt"][3, 0] == pytest.approx(found["test/foreign/black/auroc"], abs=1e-6)
+
+
 # ----------------------------------------------------------------------------------------- resume
 
 
@@ -297,8 +324,6 @@ def test_best_needs_validation_images():
     splits = make_data()
     splits.setup()
     whole = splits.splits
-    from moeapps.vision.datasets.images import Splits
-
     without = Splits(whole.train, None, whole.test, "own")
     data = LongTailData.from_splits(without, "digits-own", batch_size=64)
     with pytest.raises(ConfigError, match="validation images"):
