@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from moeapps.errors import ArgumentError
 from moeapps.vision.datasets.counts import profile
-from moeapps.vision.datasets.images import ImageSet, Splits, rows_of_classes
+from moeapps.vision.datasets.images import ImageSet, Splits, numbered_classes, rows_of_classes
+from moeapps.vision.datasets.labels import checked_labels, labels_of
 
 if TYPE_CHECKING:
     from torch.utils.data import Dataset
@@ -104,6 +105,7 @@ def long_tail(
     *,
     largest: int | None = ...,
     order: Sequence[int] | NDArray[Any] | None = ...,
+    labels: Sequence[int] | NDArray[Any] | None = ...,
 ) -> LongTailSubset: ...
 
 
@@ -116,6 +118,7 @@ def long_tail(
     *,
     largest: int | None = None,
     order: Sequence[int] | NDArray[Any] | None = None,
+    labels: Sequence[int] | NDArray[Any] | None = None,
 ) -> Any:
     """A long-tailed part of any set.
 
@@ -124,19 +127,20 @@ def long_tail(
     files of CIFAR these are the images that everybody uses.
 
     Args:
-        dataset: An :class:`~moeapps.vision.datasets.images.ImageSet`, or a map-style dataset such
-            as those of torchvision, with its labels in ``targets``, ``labels``, ``_labels``, ``y``
-            or ``samples``.
+        dataset: An :class:`~moeapps.vision.datasets.images.ImageSet`, or a map-style dataset whose
+            items are pairs of an image and a label, such as those of torchvision. Where its
+            attributes do not tell the labels, each item is opened once.
         imbalance: First over last class; None for the kind ``"tlc"``, which fixes it.
         seed: Of the choice of images.
         kind: ``"exponential"``, ``"step"`` or ``"tlc"``.
         reverse: Let the counts grow along the labels, not fall.
         largest: Images of the first class; by default the most that the set can fill.
         order: The classes from head to tail; by default in the order of their labels.
+        labels: One per item, for a dataset that does not have them or by other classes.
 
     Returns:
-        An ``ImageSet`` for an ``ImageSet``, else a :class:`LongTailSubset`; images of a class lie
-        together, classes ascending.
+        An ``ImageSet`` for an ``ImageSet`` without ``labels``, else a :class:`LongTailSubset`;
+        images of a class lie together, classes ascending.
 
     Raises:
         ArgumentError: A class has too few images, would get none, or there are no labels.
@@ -154,14 +158,15 @@ def long_tail(
         [1, 2, 5, 10]
     """
     chosen = {"kind": kind, "reverse": reverse, "largest": largest, "order": order}
-    if isinstance(dataset, ImageSet):
+    if isinstance(dataset, ImageSet) and labels is None:
         rows = long_tail_rows(dataset.labels, dataset.num_classes, imbalance, seed, **chosen)  # type: ignore[arg-type]
         return dataset.take(rows)
-    labels = labels_of(dataset)
-    named = getattr(dataset, "classes", ())
-    classes = max(len(named), int(labels.max()) + 1)
-    rows = long_tail_rows(labels, classes, imbalance, seed, **chosen)  # type: ignore[arg-type]
-    return LongTailSubset(dataset, rows, labels[rows], classes)
+    own = labels is None and getattr(dataset, "target_transform", None) is None
+    known = labels_of(dataset) if labels is None else checked_labels(dataset, labels)
+    names = numbered_classes(known)
+    classes = max(len(names), len(getattr(dataset, "classes", ()) if own else ()))
+    rows = long_tail_rows(known, classes, imbalance, seed, **chosen)  # type: ignore[arg-type]
+    return LongTailSubset(dataset, rows, known[rows], classes)
 
 
 def shifted_test(
@@ -225,28 +230,3 @@ def long_tailed_splits(
     return Splits(
         train, val, shifted_test(test, shift, order=head_to_tail, seed=seed), split_source
     )
-
-
-def labels_of(dataset: Any) -> NDArray[np.int64]:
-    """The labels of a map-style dataset, without opening an image.
-
-    Raises:
-        ArgumentError: It keeps them under none of the usual names.
-    """
-    for name in ("targets", "labels", "_labels", "y"):
-        if (found := getattr(dataset, name, None)) is not None:
-            labels = np.asarray(found)
-            break
-    else:
-        if not (pairs := getattr(dataset, "samples", None)):
-            raise ArgumentError(
-                f"{type(dataset).__name__} has no targets, labels, y or samples. Give it an "
-                "attribute targets with one label per item."
-            )
-        labels = np.array([label for _, label in pairs])
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
-        raise ArgumentError(
-            f"{type(dataset).__name__} has labels of shape {labels.shape} and type {labels.dtype}. "
-            "Expected one whole number from 0 per item."
-        )
-    return labels.astype(np.int64)

@@ -157,7 +157,7 @@ def test_any_map_style_dataset_is_wrapped_without_opening_items(name):
 
 
 def test_torchvision_set_is_wrapped():
-    datasets = pytest.importorskip("torchvision.datasets")
+    datasets = torchvision_datasets()
 
     class Labelled(datasets.FakeData):
         targets = tuple(i % 3 for i in range(30))
@@ -165,6 +165,94 @@ def test_torchvision_set_is_wrapped():
     part = long_tail(Labelled(size=30, image_size=(3, 4, 4), num_classes=3), imbalance=4)
     assert part.class_counts.tolist() == [10, 5, 2]
     assert part[0][0].size == (4, 4)
+
+
+def torchvision_datasets():
+    return pytest.importorskip("torchvision.datasets", reason='needs pip install "moeapps[vision]"')
+
+
+def items(dataset):
+    return [dataset[i][1] for i in range(len(dataset))]
+
+
+def test_set_that_keeps_no_labels_is_asked_item_by_item():
+    datasets = torchvision_datasets()
+    fake = datasets.FakeData(size=60, image_size=(3, 4, 4), num_classes=3)
+    np.random.seed(3)
+    before = np.random.get_state()[1].tolist()
+    part = long_tail(fake, imbalance=4)
+    assert np.random.get_state()[1].tolist() == before
+    assert items(part) == part.labels.tolist()
+    assert part.class_counts.tolist() == exponential_counts(part.class_counts[0], 4, 3).tolist()
+    turned = datasets.FakeData(60, (3, 4, 4), 3, target_transform=lambda label: 2 - label)
+    assert items(long_tail(turned, 4)) == long_tail(turned, 4).labels.tolist()
+
+
+def test_subset_has_the_labels_of_its_rows():
+    from torch.utils.data import Subset
+
+    datasets = torchvision_datasets()
+    fake = datasets.FakeData(size=60, image_size=(3, 4, 4), num_classes=3)
+    fake.targets = items(fake)
+    for base in (fake, datasets.FakeData(60, (3, 4, 4), 3)):
+        part = long_tail(Subset(base, range(59, 19, -1)), imbalance=2)
+        assert items(part) == part.labels.tolist()
+
+
+def test_labels_are_those_after_the_target_transform_of_the_set():
+    class Foreign:
+        targets = tuple("abcd"[i % 4] for i in range(40))
+        classes = tuple("abcd")
+
+        def target_transform(self, label):
+            return "abcd".index(label) // 2
+
+        def __len__(self):
+            return 40
+
+    assert long_tail(Foreign(), imbalance=4).class_counts.tolist() == [20, 5]
+
+
+def test_labels_may_be_given():
+    datasets = torchvision_datasets()
+    fake = datasets.FakeData(size=40, image_size=(3, 4, 4), num_classes=3)
+    part = long_tail(fake, 4, labels=[i % 2 for i in range(40)])
+    assert part.class_counts.tolist() == [20, 5]
+    assert (part.rows % 2 == part.labels).all()
+    by_halves = long_tail(even(), 4, labels=even().labels // 2)
+    assert by_halves.class_counts.tolist() == [40, 10]
+    for wrong in ([0, 1], [0.5] * 40, [-1] * 40):
+        with pytest.raises(ArgumentError, match="one whole number from 0 per item"):
+            long_tail(fake, 4, labels=wrong)
+    with pytest.raises(ArgumentError, match="is beyond 1,000,000 classes"):
+        long_tail(fake, 4, labels=[10**12] * 40)
+
+
+def test_labels_in_other_places_of_torchvision_are_found_without_opening_images(tmp_path):
+    datasets = torchvision_datasets()
+    for label, count in enumerate((8, 4)):
+        signs = tmp_path / f"gtsrb/GTSRB/Training/{label:05d}"
+        species = tmp_path / f"2018/Plantae/{label}"
+        for folder, ending in ((signs, "ppm"), (species, "jpg")):
+            folder.mkdir(parents=True)
+            for index in range(count):
+                (folder / f"{index}.{ending}").write_text("no image")
+    for foreign in (datasets.GTSRB(tmp_path), datasets.INaturalist(tmp_path, "2018")):
+        assert long_tail(foreign, imbalance=2).class_counts.tolist() == [8, 4]
+
+
+def test_labels_of_another_kind_are_asked_for():
+    class Pets:
+        _labels = tuple(range(8))
+        _target_types = ("binary-category",)
+
+        def __len__(self):
+            return 8
+
+        def __getitem__(self, index):
+            return "image", index % 2
+
+    assert long_tail(Pets(), imbalance=2).class_counts.tolist() == [4, 2]
 
 
 def test_dataset_without_labels_is_refused():
