@@ -2,6 +2,8 @@
 
 import ipaddress
 import os
+import re
+import shlex
 import socket
 from pathlib import Path
 
@@ -79,3 +81,41 @@ def real_set(real_data):
         return real_data
 
     return need
+
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
+
+
+@pytest.fixture
+def run_guide(tmp_path, monkeypatch):
+    """Run the blocks of a guide in an empty folder, from the first to the last.
+
+    The Python blocks share their names, which are returned; YAML is written to ``own.yaml``; in
+    commands ``RUN`` is the newest run. The quickstart and the examples have tests of their own.
+    """
+
+    def run_command(line):
+        from moeapps.cli.main import main
+
+        words = shlex.split(line, comments=True)
+        if words[:1] == ["moeapps"] and words[1] != "quickstart":
+            newest = max(Path("runs").glob("*/*/*"), default="RUN")
+            assert main([str(newest) if word == "RUN" else word for word in words[1:]]) == 0, line
+        elif words[:1] == ["python"]:
+            assert (ROOT / words[1]).is_file(), line
+
+    def run(name):
+        monkeypatch.chdir(tmp_path)
+        names = {}
+        for language, text in BLOCK.findall((ROOT / "docs" / name).read_text()):
+            if language == "python":
+                exec(compile(text, name, "exec"), names)
+            elif language == "yaml":
+                Path("own.yaml").write_text(text)
+            else:
+                for line in text.splitlines():
+                    run_command(line)
+        return names
+
+    return run

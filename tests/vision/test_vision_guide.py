@@ -1,34 +1,19 @@
 """The guide runs from its first block to its last."""
 
-import re
-import shlex
 from pathlib import Path
 
 import pytest
 
-from moeapps.cli.main import main
 from moeapps.registry import MODELS
 
-ROOT = Path(__file__).parents[2]
-GUIDE = ROOT / "docs" / "vision.md"
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
+GUIDE = Path(__file__).parents[2] / "docs" / "vision.md"
 
 for package in ("sklearn", "timm", "torchvision"):
     pytest.importorskip(package, reason='needs pip install "moeapps[vision]"')
 
 
-def test_every_block_of_the_guide_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    for language, text in BLOCK.findall(GUIDE.read_text()):
-        if language == "python":
-            exec(compile(text, str(GUIDE), "exec"), names)
-        elif language == "yaml":
-            Path("own.yaml").write_text(text)
-        else:
-            for words in map(shlex.split, text.splitlines()):
-                if words[0] == "moeapps" and words[1] != "quickstart":
-                    assert main(words[1:]) == 0, words
+def test_every_block_of_the_guide_runs(run_guide):
+    names = run_guide("vision.md")
     labels, predicted = names["labels"], names["predicted"]
     assert names["metrics"].balanced_accuracy(predicted, labels, 10) > 0.6
     assert (names["skewed"] == 0).sum() > (predicted == 0).sum()
