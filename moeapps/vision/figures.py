@@ -1,5 +1,23 @@
 """Figures of vision runs, by what their results hold."""
 
-from moeapps.vision.longtail.figures import CAPTIONS, figures
+from collections.abc import Mapping
 
-__all__ = ["CAPTIONS", "figures"]
+import numpy as np
+from matplotlib.figure import Figure
+
+from moeapps.vision.longtail import figures as longtail
+from moeapps.vision.robust import figures as robust
+
+CAPTIONS = longtail.CAPTIONS | robust.CAPTIONS
+
+
+def figures(
+    results: Mapping[str, np.ndarray], metrics: Mapping[str, np.ndarray]
+) -> dict[str, Figure]:
+    """Every figure for which the run has data, by name; :data:`CAPTIONS` says what each shows.
+
+    Args:
+        results: Arrays of ``results.npz``; may be empty, as in a run that was never tested.
+        metrics: Columns of ``metrics.csv``.
+    """
+    return robust.figures(results, metrics) | longtail.figures(results, metrics)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -42,6 +43,27 @@ class RobustReport:
             flips = f"{self.flips(name):.1%}" if name in self.flipped else "-"
             lines.append(f"| {name} | {self.accuracy(name):.1%} | {flips} |")
         return "\n".join([*lines, f"| worst case of each image | {self.worst():.1%} | - |"])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All rows as arrays, for a file; :meth:`from_arrays` reads them."""
+        kinds = {"attack_correct": self.correct, "attack_flipped": self.flipped}
+        return {f"{kind}/{n}": v.numpy() for kind, of in kinds.items() for n, v in of.items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "RobustReport":
+        """From what :meth:`arrays` gave, among other arrays.
+
+        Example:
+            >>> report = RobustReport({"clean": torch.tensor([True, False])}, {})
+            >>> RobustReport.from_arrays(report.arrays()).accuracy()
+            0.5
+        """
+        found: dict[str, dict[str, Tensor]] = {"attack_correct": {}, "attack_flipped": {}}
+        for key, rows in arrays.items():
+            kind, _, name = key.partition("/")
+            if kind in found:
+                found[kind][name] = torch.from_numpy(np.asarray(rows, bool))
+        return cls(found["attack_correct"], found["attack_flipped"])
 
     def _of(self, name: str) -> Tensor:
         if name not in self.correct:

@@ -2,10 +2,44 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 from matplotlib.figure import Figure
 
+from moeapps.plots import training_curves
 from moeapps.plots.style import COLOURS, PERCENT, new_figure
 from moeapps.vision.robust.evaluation import RobustReport
+
+CAPTIONS = {
+    "attacks": (
+        "Share of the test images that stay right, clean and under each attack. The worst case "
+        "counts an image only if no attack at all changed its answer: that is what is robust."
+    ),
+    "curves_robust": "Validation accuracy over the epochs, clean and under a short attack.",
+}
+
+
+def figures(
+    results: Mapping[str, np.ndarray], metrics: Mapping[str, np.ndarray]
+) -> dict[str, Figure]:
+    """Every figure of attacks for which the run has data; :data:`CAPTIONS` says what each shows.
+
+    Args:
+        results: Arrays of ``results.npz``; may be empty, as in a run that was never tested.
+        metrics: Columns of ``metrics.csv``.
+    """
+    drawn = {}
+    report = RobustReport.from_arrays(results)
+    if report.correct:
+        drawn["attacks"] = accuracy_under_attack({"network": report})
+    curves = {"clean": "val/accuracy", "under attack": "val/robust_accuracy"}
+    if "val/robust_accuracy" in metrics:
+        drawn["curves_robust"] = training_curves(
+            np.asarray(metrics["epoch"], float),
+            {title: metrics[name] for title, name in curves.items()},
+            ylabel="validation accuracy",
+            percent=True,
+        )
+    return drawn
 
 
 def accuracy_under_attack(reports: Mapping[str, RobustReport]) -> Figure:

@@ -3,6 +3,7 @@
 import warnings
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
@@ -14,7 +15,12 @@ from moeapps.training.optim import build_schedule
 from moeapps.vision.robust.attacks import PGD, check_budget, check_pixels
 from moeapps.vision.robust.evaluation import RobustReport, evaluate_robustness, join
 from moeapps.vision.robust.groups import confusion_groups
-from moeapps.vision.robust.suites import adaptive_attacks, fixed_attacks
+from moeapps.vision.robust.suites import (
+    AutoAttack,
+    adaptive_attacks,
+    fixed_attacks,
+    torchattacks,
+)
 from moeapps.vision.robust.trades import (
     ROUTER_OBJECTIVES,
     RouterObjective,
@@ -68,9 +74,12 @@ class AdversarialClassifier(MoEModule):
         select: ``"last"``: the weights at the end. ``"best"``: those of the best
             ``val/robust_accuracy``.
         test_steps: Steps of the attacks in tests.
+        autoattack: Test by AutoAttack too, of the optional package torchattacks; it takes as long
+            as all others together.
 
     Raises:
         UnknownNameError: A name is not known.
+        MissingExtraError: ``autoattack`` without torchattacks.
         ConfigError: The data does not tell its classes, or has no images to select by.
         ArgumentError: A number cannot be, or pixels are not between 0 and 1.
         GateError: The loss is not finite, or the router collapsed.
@@ -115,6 +124,7 @@ class AdversarialClassifier(MoEModule):
         on_collapse: Literal["error", "warn"] = "error",
         select: Literal["last", "best"] = "last",
         test_steps: int = 20,
+        autoattack: bool = False,
     ) -> None:
         super().__init__()
         for kind, name, known in (
@@ -140,6 +150,7 @@ class AdversarialClassifier(MoEModule):
         self.model: Any = None
         self._usage: Tensor | None = None
         self._reports: list[RobustReport] = []
+        self._tested: RobustReport | None = None
         if num_classes is not None:
             self.assemble()
 
@@ -163,6 +174,8 @@ class AdversarialClassifier(MoEModule):
         if self.model is None:
             self.take_from_data("num_classes", "in_channels", "image_size", example="PixelData")
             self.assemble()
+        if self.hparams["autoattack"] and stage in ("fit", "test"):
+            torchattacks()  # before hours of training, not after
         if stage == "fit" and self.monitor is not None:
             data: Any = getattr(self.trainer, "datamodule", None)
             if data is not None and not data.val_dataloader():
@@ -335,7 +348,11 @@ class AdversarialClassifier(MoEModule):
     @property
     def fixed(self) -> dict[str, Any]:
         """Attacks that treat the network as any other."""
-        return fixed_attacks(self.hparams["epsilon"], self.hparams["test_steps"])
+        epsilon = self.hparams["epsilon"]
+        found = fixed_attacks(epsilon, self.hparams["test_steps"])
+        if self.hparams["autoattack"]:
+            found["autoattack"] = AutoAttack(epsilon, self.model.num_classes)
+        return found
 
     @property
     def adaptive(self) -> dict[str, Any]:
@@ -349,7 +366,8 @@ class AdversarialClassifier(MoEModule):
 
     def on_test_epoch_end(self) -> None:
         """Log accuracies, the worst cases, and how many routes changed."""
-        report, self._reports = join(self._reports), []
+        self._tested = report = join(self._reports)
+        self._reports = []
         self.log("test/accuracy", report.accuracy())
         for name in [*self.fixed, *self.adaptive]:
             self.log(f"test/accuracy/{name}", report.accuracy(name))
@@ -357,6 +375,11 @@ class AdversarialClassifier(MoEModule):
                 self.log(f"test/routes_changed/{name}", report.flips(name))
         self.log("test/robust_accuracy/fixed", report.worst(self.fixed))
         self.log("test/robust_accuracy/adaptive", report.worst())
+
+    def results(self) -> dict[str, np.ndarray]:
+        """Of the last test, for the report."""
+        assert self._tested is not None
+        return self._tested.arrays()
 
 
 def _as_list(found: Any) -> list[Any]:

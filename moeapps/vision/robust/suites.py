@@ -1,6 +1,8 @@
 """Sets of attacks: the fixed ones, those that follow the router, and a library's AutoAttack."""
 
+import importlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +66,21 @@ def adaptive_attacks(
     return found
 
 
+def torchattacks() -> Any:
+    """The optional package.
+
+    Raises:
+        MissingExtraError: It is not installed.
+    """
+    try:
+        return importlib.import_module("torchattacks")
+    except ModuleNotFoundError as error:
+        if error.name != "torchattacks":
+            raise
+        command = "pip install --no-deps torchattacks"
+        raise MissingExtraError("vision", "torchattacks", command) from error
+
+
 @dataclass(frozen=True)
 class AutoAttack:
     """APGD-CE, APGD-T, FAB-T and Square of the optional package torchattacks.
@@ -91,16 +108,10 @@ class AutoAttack:
         self, model: nn.Module, images: Tensor, labels: Tensor, *, seed: int = 0
     ) -> Tensor:
         """Attack every image."""
-        try:
-            import torchattacks
-        except ModuleNotFoundError as error:
-            if error.name != "torchattacks":
-                raise
-            command = "pip install --no-deps torchattacks"
-            raise MissingExtraError("vision", "torchattacks", command) from error
+        library = torchattacks()
         check_pixels(images)
         with frozen(model), torch.random.fork_rng():  # the library seeds all generators
-            attack = torchattacks.AutoAttack(
+            attack = library.AutoAttack(
                 model, norm="Linf", eps=self.epsilon, n_classes=self.num_classes, seed=seed
             )
             found: Tensor = attack(images.clone(), labels.clone()).detach()

@@ -1,12 +1,23 @@
 import logging
+import sys
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 
-from moeapps.errors import ArgumentError, CollapseWarning, ConfigError, GateError, UnknownNameError
+from moeapps.errors import (
+    ArgumentError,
+    CollapseWarning,
+    ConfigError,
+    GateError,
+    MissingExtraError,
+    UnknownNameError,
+)
+from moeapps.vision.figures import CAPTIONS, figures
 from moeapps.vision.robust.datamodules import PixelBatches, PixelData
 from moeapps.vision.robust.modules import AdversarialClassifier
+from moeapps.vision.robust.suites import AutoAttack
 
 pytest.importorskip("sklearn", reason='needs pip install "moeapps[vision]"')
 MIXTURE = {"backbone": "small_cnn", "router_depth": 8, "router_widths": [4, 6, 8]}
@@ -224,3 +235,28 @@ def test_crops_and_flips_keep_the_pixels():
         windows = [side[:, i : i + 5, j : j + 5] for side in (old, old.flip(-1))
                    for i in range(3) for j in range(3)]  # fmt: skip
         assert any(torch.equal(new, window) for window in windows)
+
+
+def test_a_report_shows_what_every_attack_leaves():
+    module, trainer, data = trained(
+        model="dense_cnn", model_args={"backbone": "small_cnn", "ratio": 0.25}, test_steps=1
+    )
+    trainer.test(module, datamodule=data, verbose=False)
+    drawn = figures(module.results(), {})
+    labels = [text.get_text() for text in drawn["attacks"].axes[0].get_xticklabels()]
+    assert labels == ["clean", *module.fixed, *module.adaptive, "worst case"]
+    assert len(module.results()["attack_correct/pgd"]) == 597
+    epochs = {name: np.arange(2.0) for name in ("epoch", "val/accuracy", "val/robust_accuracy")}
+    assert set(figures({}, epochs)) == {"curves_robust"} <= set(CAPTIONS)
+
+
+def test_autoattack_is_one_of_the_fixed_attacks_and_wanted_before_training(monkeypatch):
+    module = AdversarialClassifier(
+        "dense_cnn", model_args={"backbone": "small_cnn"}, num_classes=7, epsilon=0.3,
+        autoattack=True,
+    )  # fmt: skip
+    assert module.fixed["autoattack"] == AutoAttack(0.3, 7)
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    with pytest.raises(MissingExtraError, match="pip install --no-deps torchattacks"):
+        module.setup("fit")
+    module.setup("predict")
