@@ -1,6 +1,6 @@
 """Sparse times dense with cheap gradients: the arithmetic under message passing.
 
-Letters: ``R`` rows (targets), ``V`` columns (sources), ``M`` entries, ``H`` heads, ``D`` width.
+Letters: ``R`` rows (targets), ``V`` columns (sources), ``M`` entries, ``D`` width.
 """
 
 import warnings
@@ -12,7 +12,6 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 
 @contextmanager
@@ -198,51 +197,7 @@ class _Multiply(torch.autograd.Function):
         return ctx.operator.transpose @ grad, None
 
 
-def weighted_sum(values: Tensor, x: Tensor, pattern: Pattern) -> Tensor:
-    r"""Sum of neighbours with learned weights per entry and head, differentiable in both.
-
-    .. math:: y_{ih} = \sum_{j \in N(i)} a_{ijh} x_{jh}
-
-    Args:
-        values: ``[M, H]`` weights in the pattern's order.
-        x: ``[V, H, D]``.
-        pattern: Where entries are.
-
-    Shape:
-        ``[R, H, D]``
-    """
-    return _WeightedSum.apply(values, x, pattern)
-
-
-class _WeightedSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, x: Tensor, pattern: Pattern) -> Tensor:
-        ctx.save_for_backward(values, x)
-        ctx.pattern = pattern
-        heads = zip(_computable(values).unbind(1), x.unbind(1), strict=True)
-        return torch.stack([pattern.multiply(a.contiguous(), x_h) for a, x_h in heads], 1).to(
-            x.dtype
-        )
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        values, x = ctx.saved_tensors
-        pattern = ctx.pattern
-        transpose, order = pattern.transpose
-        grad = _computable(grad)
-        heads = zip(_computable(values).unbind(1), grad.unbind(1), strict=True)
-        grad_x = torch.stack([transpose.multiply(a[order], g_h) for a, g_h in heads], 1)
-        pairs = zip(grad.unbind(1), x.to(grad.dtype).unbind(1), strict=True)
-        grad_values = torch.stack([_entry_products(pattern, g_h, x_h) for g_h, x_h in pairs], 1)
-        return grad_values.to(values.dtype), grad_x.to(x.dtype), None
-
-
-def _computable(x: Tensor) -> Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
-def _entry_products(pattern: Pattern, left: Tensor, right: Tensor) -> Tensor:
+def entry_products(pattern: Pattern, left: Tensor, right: Tensor) -> Tensor:
     """``left[i] . right[j]`` for every entry ``(i, j)`` of the pattern, ``[M]``."""
     if pattern.col.numel() == 0:
         return left.new_zeros(0)
@@ -252,14 +207,3 @@ def _entry_products(pattern: Pattern, left: Tensor, right: Tensor) -> Tensor:
             mask, left.contiguous(), right.t().contiguous(), beta=0.0
         )
     return product.values()
-
-
-def segment_softmax(scores: Tensor, pattern: Pattern) -> Tensor:
-    """Softmax of ``scores`` ``[M, H]`` over the entries of each row of the pattern."""
-    row = pattern.row
-    index = row[:, None].expand_as(scores)
-    top = scores.new_full((pattern.num_rows, scores.size(1)), float("-inf"))
-    top = top.scatter_reduce(0, index, scores.detach(), "amax")
-    exponent = (scores - top[row]).exp()
-    total = exponent.new_zeros(top.shape).index_add(0, row, exponent)
-    return exponent / total[row]

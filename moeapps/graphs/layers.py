@@ -13,7 +13,7 @@ from torch_geometric.nn.models.basic_gnn import BasicGNN
 
 from moeapps.errors import ArgumentError
 from moeapps.graphs import propagation
-from moeapps.graphs.csr import segment_softmax, weighted_sum
+from moeapps.graphs.attention import attend
 from moeapps.graphs.propagation import linear, propagate
 
 
@@ -128,10 +128,14 @@ class GATConv(pyg.GATConv):
             out = self._scattered(z, to_source, to_target, edge_index)
         else:
             pattern = propagation.loop_pattern(edge_index, z.size(0))
-            scores = to_source[pattern.col] + to_target[pattern.row]
-            attention = segment_softmax(F.leaky_relu(scores, self.negative_slope), pattern)
-            attention = F.dropout(attention, self.dropout, self.training)
-            out = weighted_sum(attention, z, pattern)
+            out = attend(
+                to_source,
+                to_target,
+                z,
+                pattern,
+                negative_slope=self.negative_slope,
+                dropout=self.dropout if self.training else 0.0,
+            )
         out = out.flatten(1) if self.concat else out.mean(1)
         return out + self.bias
 

@@ -12,7 +12,7 @@ from torch_geometric import EdgeIndex
 
 from moeapps.errors import ArgumentError, UnknownNameError
 from moeapps.graphs import propagation
-from moeapps.graphs.csr import Operator, Pattern, segment_softmax, weighted_sum
+from moeapps.graphs.csr import Operator, Pattern
 from moeapps.graphs.propagation import linear, operator, propagate, scatter_propagate
 
 HOWS = ["gcn", "sum", "mean", "hop1", "hop2"]
@@ -262,7 +262,7 @@ def test_bad_arguments_are_refused():
         scatter_propagate(x, torch.eye(4).to_sparse_csr())
 
 
-# ------------------------------------------------------------------- sparse features, attention
+# ------------------------------------------------------------------------------ sparse features
 
 
 def test_sparse_features_equal_dense_ones_with_gradients():
@@ -275,35 +275,6 @@ def test_sparse_features_equal_dense_ones_with_gradients():
     torch.testing.assert_close(torch.autograd.grad(sparse.pow(2).sum(), (weight, bias)), dense)
     with pytest.raises(ArgumentError, match="to_sparse_csr"):
         linear(x.to_sparse(), weight)
-
-
-@pytest.mark.parametrize("num_edges", [0, 14])
-def test_learned_weights_equal_the_dense_sum(num_edges):
-    pattern, _ = Pattern.from_pairs(
-        torch.randint(5, (num_edges,)), torch.randint(5, (num_edges,)), (5, 5)
-    )
-    values = torch.randn(num_edges, 2, dtype=torch.float64, requires_grad=True)
-    x = torch.randn(5, 2, 3, dtype=torch.float64, requires_grad=True)
-    expected = torch.zeros(5, 2, 3, dtype=torch.float64).index_add(
-        0, pattern.row, values[:, :, None] * x[pattern.col]
-    )
-    out = weighted_sum(values, x, pattern)
-    torch.testing.assert_close(out, expected)
-    grad = torch.randn(out.shape, dtype=torch.float64)
-    torch.testing.assert_close(
-        torch.autograd.grad(out, (values, x), grad),
-        torch.autograd.grad(expected, (values, x), grad),
-    )
-
-
-def test_segment_softmax_sums_to_one_per_row_and_survives_large_scores():
-    pattern, _ = Pattern.from_pairs(
-        torch.tensor([0, 0, 2, 2, 2]), torch.tensor([0, 1, 0, 1, 2]), (3, 3)
-    )
-    scores = torch.tensor([[1e4], [-1e4], [0.0], [1.0], [2.0]], dtype=torch.float64)
-    out = segment_softmax(scores, pattern)
-    torch.testing.assert_close(out[:2, 0].sum(), torch.tensor(1.0, dtype=torch.float64))
-    torch.testing.assert_close(out[2:], scores[2:].softmax(0))
 
 
 def test_operator_transpose_equals_the_transposed_matrix():
