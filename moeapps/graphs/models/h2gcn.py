@@ -86,9 +86,37 @@ class H2GCN(nn.Module):
                 "H2GCN got edge_weight and has no use for it, expected none. Leave it out, or use "
                 "gcn."
             )
-        rounds = [self.embed(x).relu()]
+        first = self.embed(x).relu()
+        dropped = self.training and self.dropout > 0
+        if not dropped and 2 * self.classify.out_features <= first.size(1):
+            return self._from_right(first, edge_index)
+        rounds = [first]
         for _ in range(self.num_layers):
             last = rounds[-1]
             hops = [propagate(last, edge_index, how=how) for how in ("hop1", "hop2")]
             rounds.append(torch.cat(hops, 1))
         return self.classify(F.dropout(torch.cat(rounds, 1), self.dropout, self.training))
+
+    def _from_right(self, first: Tensor, edge_index: Tensor) -> Tensor:
+        r"""The same without dropout, the classifier before the hops: few columns instead of many.
+
+        Behind :math:`r_0` all is linear. With :math:`C_K = W_K` and
+        :math:`C_{k-1} = [W_{k-1}, C_k^1, C_k^2]`, where the upper rows :math:`C_k^1` meet
+        :math:`A_1 r_{k-1}`, each :math:`r_k C_k = A_1 r_{k-1} C_k^1 + A_2 r_{k-1} C_k^2` comes from
+        columns of :math:`r_{k-1} C_{k-1}`.
+        """
+        width = first.size(1)
+        *blocks, factor = self.classify.weight.t().split(
+            [width << number for number in range(self.num_layers + 1)]
+        )
+        for block in reversed(blocks):
+            factor = torch.cat([block, *factor.chunk(2)], 1)
+        outputs = self.classify.out_features
+        columns, out = first @ factor, self.classify.bias
+        for _ in range(self.num_layers):
+            half = (columns.size(1) - outputs) // 2
+            own, one, two = columns.split([outputs, half, half], 1)
+            out = out + own
+            columns = propagate(one, edge_index, how="hop1")
+            columns = columns + propagate(two, edge_index, how="hop2")
+        return out + columns

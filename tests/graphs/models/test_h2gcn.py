@@ -22,14 +22,15 @@ def hop_matrices(edges, num_nodes):
 
 
 @pytest.mark.parametrize("directed", [False, True])
-@pytest.mark.parametrize("num_layers", [1, 2])
-def test_equals_the_formula_with_gradients(directed, num_layers):
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+@pytest.mark.parametrize("width", [3, 5])  # below and above twice the outputs: both orders
+def test_equals_the_formula_with_gradients(directed, num_layers, width):
     torch.manual_seed(0)
     edges = torch.randint(9, (2, 14))
     if not directed:
         edges = torch.cat([edges, edges.flip(0)], 1)
     x = torch.randn(11, 4, dtype=torch.float64)
-    model = H2GCN(4, 3, num_layers, 2, dropout=0.0).double()
+    model = H2GCN(4, width, num_layers, 2, dropout=0.0).double()
     one, two = hop_matrices(edges, len(x))
     r = (x @ model.embed.weight.t()).relu()
     parts = [r]
@@ -44,6 +45,15 @@ def test_equals_the_formula_with_gradients(directed, num_layers):
         torch.autograd.grad(out.pow(2).sum(), parameters),
         torch.autograd.grad(expected.pow(2).sum(), parameters),
     )
+
+
+def test_dropout_sees_every_round():
+    torch.manual_seed(0)
+    edges = torch.randint(9, (2, 40))
+    x = torch.randn(9, 4)
+    model = H2GCN(4, 8, 2, 2, dropout=0.5)
+    mean = torch.stack([model(x, edges) for _ in range(4000)]).mean(0)
+    torch.testing.assert_close(mean, model.eval()(x, edges), atol=0.05, rtol=0)
 
 
 def test_classifier_sees_seven_widths():
