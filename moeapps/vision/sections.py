@@ -19,7 +19,7 @@ def sections(results: Mapping[str, NDArray[np.generic]]) -> list[Section]:
     if "group_accuracy" not in results:
         return []
     rows, names = np.asarray(results["group_accuracy"], float), results["group_names"]
-    whole = np.nanmean(np.asarray(results["class_accuracy"], float), axis=1)
+    whole = np.array([_mean(row) for row in np.asarray(results["class_accuracy"], float)])
     experts = len(rows) - 1
     who = ["mixture", *(f"expert {k}" for k in range(1, experts + 1))] if experts else ["network"]
     table = Table(
@@ -78,5 +78,10 @@ def _doubt(results: Mapping[str, NDArray[np.generic]]) -> Section:
     )
 
 
+def _mean(values: NDArray[np.float64]) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if len(known) else np.nan
+
+
 def _percent(value: float) -> str:
-    return "no class" if np.isnan(value) else f"{100 * value:.1f}"
+    return "not defined" if np.isnan(value) else f"{100 * value:.1f}"

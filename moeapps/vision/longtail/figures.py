@@ -188,7 +188,7 @@ def disagreement_figure(pairs: NDArray[np.float64]) -> Figure:
     """Heat map of how often two experts differ.
 
     Args:
-        pairs: ``[K, K]``.
+        pairs: ``[K, K]``; NaN where no image was answered by both.
 
     Example:
         >>> disagreement_figure(np.array([[0.0, 0.3], [0.3, 0.0]])).axes[0].texts[1].get_text()
@@ -197,16 +197,17 @@ def disagreement_figure(pairs: NDArray[np.float64]) -> Figure:
     count = len(pairs)
     figure, axis = new_figure(width=1.6 + 0.9 * max(count, 3), height=0.9 + 0.8 * max(count, 3))
     axis.grid(visible=False)
-    image = axis.imshow(pairs, cmap=SEQUENTIAL, vmin=0, vmax=max(float(pairs.max()), 0.01))
+    most = max(float(np.nanmax(pairs, initial=0)), 0.01)
+    image = axis.imshow(pairs, cmap=SEQUENTIAL, vmin=0, vmax=most)
     names = [f"expert {k}" for k in range(1, count + 1)]
     axis.set_xticks(range(count), names)
     axis.set_yticks(range(count), names)
     for k in range(count):
         for other in range(count):
-            bright = pairs[k, other] > pairs.max() / 2
+            share = pairs[k, other]
             axis.text(
-                other, k, f"{pairs[k, other]:.0%}", ha="center", va="center",
-                color="black" if bright else "white",
+                other, k, "none" if np.isnan(share) else f"{share:.0%}", ha="center", va="center",
+                color="white" if share <= most / 2 else "black",
             )  # fmt: skip
     figure.colorbar(image, ax=axis, label="images called differently").ax.yaxis.set_major_formatter(
         PERCENT

@@ -13,6 +13,16 @@ from moeapps.errors import ArgumentError
 GROUPS = ("many", "medium", "few")
 
 
+def called(output: Tensor) -> Tensor:
+    """The class of the largest entry, ``[..., C] -> [...]``; -1, never right, where one is NaN.
+
+    Example:
+        >>> called(torch.tensor([[0.1, 0.9], [float("nan"), 0.0]]))
+        tensor([ 1, -1])
+    """
+    return torch.where(output.isnan().any(-1), -1, output.argmax(-1))
+
+
 def per_class_accuracy(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
     """Share of each class's images that are right, ``[C]``; NaN for a class without images.
 
@@ -91,31 +101,6 @@ def group_accuracy(
     return {name: float(accuracies[of.to(target.device)].nanmean()) for name, of in groups.items()}
 
 
-def expert_group_accuracy(
-    logits: Tensor, target: Tensor, class_counts: Tensor, *, many: float = 100, few: float = 20
-) -> Tensor:
-    """Accuracy of each expert in each of :data:`GROUPS`, ``[K, 3]``.
-
-    Args:
-        logits: ``[N, K, C]``; a prior-shifted expert is judged as it is.
-        target: Classes ``[N]``.
-        class_counts: ``[C]``.
-        many: See `group_accuracy`.
-        few: See `group_accuracy`.
-
-    Example:
-        >>> logits = torch.tensor([[[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]]])
-        >>> expert_group_accuracy(logits, torch.tensor([0, 1]), torch.tensor([200, 5]))
-        tensor([[1., nan, 0.],
-                [0., nan, 1.]])
-    """
-    rows = [
-        group_accuracy(one, target, class_counts, many=many, few=few)
-        for one in logits.argmax(-1).unbind(1)
-    ]
-    return torch.tensor([[row[name] for name in GROUPS] for row in rows])
-
-
 def calibration_error(probabilities: Tensor, target: Tensor, *, bins: int = 15) -> float:
     """Expected calibration error in equal bins of the largest probability.
 
@@ -140,7 +125,7 @@ def calibration_error(probabilities: Tensor, target: Tensor, *, bins: int = 15) 
 def reliability(probabilities: Tensor, target: Tensor, *, bins: int = 15) -> Tensor:
     """Mean confidence, accuracy and share of the images in each bin of confidence, ``[bins, 3]``.
 
-    NaN where a bin has no image.
+    NaN where a bin has no image. Images whose probabilities are NaN are left out.
 
     Example:
         >>> p = torch.tensor([[0.9, 0.1], [0.8, 0.2]])
@@ -149,6 +134,9 @@ def reliability(probabilities: Tensor, target: Tensor, *, bins: int = 15) -> Ten
                 [0.8500, 0.5000, 1.0000]])
     """
     confidence, predicted = probabilities.float().max(-1)
+    confidence, predicted, target = (
+        v[~confidence.isnan()] for v in (confidence, predicted, target)
+    )
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1
     size = torch.bincount(place, minlength=bins)
     right = (predicted == target).float()
@@ -159,6 +147,8 @@ def reliability(probabilities: Tensor, target: Tensor, *, bins: int = 15) -> Ten
 def disagreement(logits: Tensor) -> Tensor:
     """Share of the images that two experts call differently, ``[K, K]``.
 
+    Images to which one of the two gave NaN do not count; NaN where none is left.
+
     Args:
         logits: ``[N, K, C]``.
 
@@ -167,8 +157,10 @@ def disagreement(logits: Tensor) -> Tensor:
         tensor([[0.0000, 0.5000],
                 [0.5000, 0.0000]])
     """
-    predicted = logits.argmax(-1)
-    return (predicted.unsqueeze(1) != predicted.unsqueeze(2)).float().mean(0)
+    predicted = called(logits)
+    one, other = predicted.unsqueeze(1), predicted.unsqueeze(2)
+    both = (one >= 0) & (other >= 0)
+    return ((one != other) & both).sum(0) / both.sum(0)
 
 
 def pairwise_kl(logits: Tensor) -> Tensor:
@@ -188,11 +180,10 @@ def pairwise_kl(logits: Tensor) -> Tensor:
 
 
 def mean_off_diagonal(pairs: Tensor) -> float:
-    """Mean over the pairs of different experts; NaN for a single expert.
+    """Mean over the pairs of different experts that are not NaN; NaN for a single expert.
 
     Example:
         >>> mean_off_diagonal(torch.tensor([[0.0, 2.0], [4.0, 0.0]]))
         3.0
     """
-    count = len(pairs)
-    return float((pairs.sum() - pairs.trace()) / (count * (count - 1))) if count > 1 else torch.nan
+    return float(pairs[~torch.eye(len(pairs), dtype=torch.bool)].nanmean())

@@ -18,9 +18,9 @@ from moeapps.vision.longtail.metrics import (
     GROUPS,
     balanced_accuracy,
     calibration_error,
+    called,
     class_groups,
     disagreement,
-    expert_group_accuracy,
     group_accuracy,
     mean_off_diagonal,
     pairwise_kl,
@@ -77,7 +77,7 @@ def scores(rows: Predictions, model: LongTailModel, *, many: float, few: float) 
         few: See `group_accuracy`.
     """
     output, target = rows["output"].float(), rows["target"]
-    predicted = output.argmax(-1)
+    predicted = called(output)
     groups = group_accuracy(predicted, target, model.counts.cpu(), many=many, few=few)
     return {
         "accuracy": float((predicted == target).float().mean()),
@@ -107,7 +107,7 @@ def doubt_scores(
     tail = torch.zeros(len(counts), dtype=torch.bool)
     tail[counts.argsort(stable=True)[: len(counts) // 3]] = True
     return {
-        "failure": failure_prediction(doubt[known], (output.argmax(-1) == target)[known]),
+        "failure": failure_prediction(doubt[known], (called(output) == target)[known]),
         "tail": tail_detection(doubt[known], target[known], tail),
         **{
             f"foreign/{name}": foreign_detection(doubt[known], other[~other.isnan()])
@@ -127,19 +127,32 @@ def expert_scores(
         foreign: See `doubt_scores`.
     """
     output, target, logits = rows["output"], rows["target"], rows["logits"]
-    found = {"ece": calibration_error(output.double().softmax(-1), target)}
+    sure = ~output.isnan().any(-1)
+    found = {"ece": calibration_error(output[sure].double().softmax(-1), target[sure])}
     for kind, values in doubt_scores(rows, model, foreign).items():
         found |= {f"{kind}/{name}": value for name, value in values.items()}
     if logits.shape[1] > 1:
-        heard = answered(logits)
-        for k, (one, said) in enumerate(zip(logits.unbind(1), heard.unbind(1), strict=True), 1):
-            right = (one.argmax(-1) == target)[said]
-            found[f"accuracy/expert_{k}"] = float(right.float().mean())
-        by_all = logits[heard.all(1)]
-        found["experts/disagreement"] = mean_off_diagonal(disagreement(by_all))
+        for k, (predicted, true) in enumerate(expert_answers(logits, target), 1):
+            found[f"accuracy/expert_{k}"] = float((predicted == true).float().mean())
+        by_all = logits[answered(logits).all(1)]
+        found["experts/disagreement"] = mean_off_diagonal(disagreement(logits))
         found["experts/kl"] = mean_off_diagonal(pairwise_kl(by_all))
         found["experts/used"] = float(rows["used"].float().mean())
     return found
+
+
+def expert_answers(logits: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The classes that each expert called, and the true ones, of the images it answered.
+
+    Args:
+        logits: ``[N, K, C]``.
+        target: Classes ``[N]``.
+    """
+    heard = answered(logits)
+    return [
+        (one.argmax(-1)[said], target[said])
+        for one, said in zip(logits.unbind(1), heard.unbind(1), strict=True)
+    ]
 
 
 def uncertainty(model: LongTailModel, output: Tensor, logits: Tensor) -> Tensor:
@@ -178,7 +191,7 @@ def engagement_curve(model: LongTailModel, logits: Tensor, target: Tensor) -> Te
         rule = doubt if evidential else MaxProb(threshold)
         exits = Sequential(rule, inner)
         with gating.record(exits) as recording, torch.no_grad():
-            predicted = exits(logits).argmax(-1)
+            predicted = called(exits(logits))
         (*_, routing) = (calls[-1] for calls in recording.routings.values() if calls)
         used = (routing.weights > 0).sum(-1).float().mean()
         right = (predicted == target).float().mean()
@@ -198,18 +211,18 @@ def report_arrays(
     """What the figures and tables of a report are made from."""
     output, target, logits = rows["output"], rows["target"], rows["logits"]
     counts, classes = model.counts.cpu(), model.num_classes
-    deciders = [output, *(logits.unbind(1) if logits.shape[1] > 1 else ())]
-    called = [one.argmax(-1) for one in deciders]
-    groups = expert_group_accuracy(torch.stack(deciders, 1), target, counts, many=many, few=few)
+    experts = expert_answers(logits, target) if logits.shape[1] > 1 else []
+    deciders = [(called(output), target), *experts]
+    groups = [group_accuracy(*one, counts, many=many, few=few) for one in deciders]
     of = class_groups(counts, many=many, few=few)
     found: dict[str, Any] = {
         "class_counts": counts.numpy(),
         "class_names": np.array(list(class_names or map(str, range(classes)))),
         "group_names": np.array(GROUPS),
         "group_sizes": np.array([int(of[name].sum()) for name in GROUPS]),
-        "group_accuracy": groups.numpy(),
+        "group_accuracy": np.array([[one[name] for name in GROUPS] for one in groups]),
         "class_accuracy": torch.stack(
-            [per_class_accuracy(one, target, classes) for one in called]
+            [per_class_accuracy(*one, classes) for one in deciders]
         ).numpy(),
         "reliability": reliability(output.softmax(-1), target).numpy(),
     }

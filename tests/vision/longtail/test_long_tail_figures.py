@@ -66,7 +66,7 @@ def test_class_without_test_images_is_left_out():
 def test_section_compares_mixture_and_experts_and_names_the_hardest_classes():
     groups, hardest = sections(RESULTS)
     assert [row[0] for row in groups.table.rows] == ["mixture", "expert 1", "expert 2"]
-    assert groups.table.rows[0][-1] == "no class"
+    assert groups.table.rows[0][-1] == "not defined"
     whole = RESULTS["class_accuracy"].mean(1)
     assert f"{100 * (whole[0] - whole[1:].max()):+.1f} points" in groups.text
     worst = RESULTS["class_names"][RESULTS["class_accuracy"][0].argmin()]

@@ -61,13 +61,22 @@ def test_empty_group_is_nan_and_group_score_is_the_mean_of_class_accuracies():
     assert found["few"] == 0
 
 
-def test_each_expert_is_judged_by_itself():
-    target = torch.tensor([0, 1])
-    logits = torch.zeros(2, 2, 2)
-    logits[:, 0, 0] = 1  # expert 1 always says 0
-    logits[[0, 1], 1, target] = 1  # expert 2 is always right
-    found = metrics.expert_group_accuracy(logits, target, torch.tensor([300, 3]))
-    np.testing.assert_array_equal(found.numpy(), [[1, np.nan, 0], [1, np.nan, 1]])
+def test_an_image_without_an_answer_is_wrong_and_not_of_class_zero():
+    output = torch.tensor([[torch.nan, 0.0], [0.2, 0.8], [0.0, torch.nan]])
+    called = metrics.called(output)
+    assert called.tolist() == [-1, 1, -1]
+    assert metrics.balanced_accuracy(called, torch.tensor([0, 1, 0]), 2) == 0.5
+    bins = metrics.reliability(output, torch.tensor([0, 1, 0]), bins=2)
+    np.testing.assert_array_equal(bins[:, 2], [0, 1])
+
+
+def test_only_images_that_both_answered_can_be_called_differently():
+    logits = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]] * 3)
+    logits[0, 1] = torch.nan  # of the other two images all differ
+    assert metrics.disagreement(logits).tolist() == [[0, 1], [1, 0]]
+    logits[:, 1] = torch.nan
+    found = metrics.disagreement(logits)
+    np.testing.assert_array_equal(found, [[0, np.nan], [np.nan, np.nan]])
 
 
 def test_calibration_error_is_the_weighted_gap_of_the_reliability_bins():

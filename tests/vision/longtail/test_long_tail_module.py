@@ -13,6 +13,7 @@ from moeapps.errors import ArgumentError, CheckpointError, ConfigError, UnknownN
 from moeapps.training import AtomicCheckpointIO, BestWeights
 from moeapps.vision.datasets import load
 from moeapps.vision.datasets.images import ImageSet, Splits
+from moeapps.vision.figures import figures
 from moeapps.vision.longtail.aggregate import WeightedLogits
 from moeapps.vision.longtail.base import LongTailModel
 from moeapps.vision.longtail.datamodules import LongTailData
@@ -21,6 +22,7 @@ from moeapps.vision.longtail.logit_adjustment import BalancedSoftmax
 from moeapps.vision.longtail.metrics import mean_off_diagonal, pairwise_kl
 from moeapps.vision.longtail.modules import LongTailClassifier, teacher_network
 from moeapps.vision.longtail.scoring import Predictions, expert_scores
+from moeapps.vision.sections import sections
 
 SMALL = {"backbone": "resnet8", "backbone_args": {"widths": [4, 6, 8]}}
 METHODS = (
@@ -339,6 +341,13 @@ def test_one_expert_that_gives_nan_does_not_silence_the_others():
     found = evaluate(module)
     assert found["test/experts/used"] == 2
     assert math.isfinite(found["test/loss"])
+    results = module.results()
+    assert np.isnan(results["class_accuracy"][2]).all()
+    assert np.isfinite(np.delete(results["class_accuracy"], 2, axis=0)).all()
+    assert found["test/experts/disagreement"] == pytest.approx(results["disagreement"][0, 2])
+    assert {"groups", "disagreement", "engagement"} <= set(figures(results, {}))
+    groups, *_ = sections(results)
+    assert [row[1] for row in groups.table.rows].index("not defined") == 2
 
 
 def test_prediction_with_an_early_exit_calls_later_branches_on_fewer_images():
@@ -381,4 +390,10 @@ def test_scores_leave_out_an_expert_without_an_answer():
     found = expert_scores(rows, model)
     assert all(value == value for value in found.values()), found
     kept = logits[5:]
+    assert found["accuracy/expert_2"] == expert_scores(
+        Predictions({
+            "output": kept[:, 0], "target": torch.arange(5, 20) % 3, "logits": kept,
+            "used": torch.ones(15),
+        }), model,
+    )["accuracy/expert_2"]  # fmt: skip
     assert found["experts/kl"] == mean_off_diagonal(pairwise_kl(kept))
