@@ -49,6 +49,7 @@ _NAMES: dict[str, str] = {
     "WriterStyle": "moeapps.vision.specialists.writer_styles",
     "COSMO": "moeapps.vision.zeroshot.cosmo",
     "CalibratedStacking": "moeapps.vision.zeroshot.calibrated_stacking",
+    "zero_shot_report": "moeapps.vision.zeroshot.report",
     "ConfidenceGate": "moeapps.vision.zeroshot.gate",
     "DAP": "moeapps.vision.zeroshot.experts",
     "ESZSL": "moeapps.vision.zeroshot.experts",

@@ -3,7 +3,7 @@
 import numpy as np
 
 from moeapps.vision.zeroshot.experts import ESZSL, Array, ZeroShotExpert
-from moeapps.vision.zeroshot.metrics import Scores, ausuc
+from moeapps.vision.zeroshot.metrics import Scores
 from moeapps.vision.zeroshot.two_phases import TwoPhases
 
 
@@ -40,39 +40,29 @@ class CalibratedStacking(TwoPhases):
         self.expert.fit(features, places, attributes)
 
     def _tune(self, features: Array, places: Array) -> None:
-        points = self._points(self._scores(features), places)
-        self.gamma = max(points, key=lambda point: point[1].harmonic)[0]
+        said = self._ask(features)
+        points = zip(self._sweep(said, places), self._gammas(said), strict=True)
+        self.gamma = max(points, key=lambda point: point[0].harmonic)[1]
 
-    def _scores(self, features: Array) -> Array:
+    def _ask(self, features: Array) -> Array:
         features, _ = self._known(features)
         return self.expert.predict_proba(features)
 
-    def _answers(self, scores: Array, gamma: float) -> Array:
+    def _decide(self, said: Array) -> Array:
+        return self._less(said, self.gamma)
+
+    def _less(self, said: Array, gamma: float) -> Array:
         assert self._phase is not None
-        found: Array = (scores - gamma * self._phase.seen).argmax(1)
+        found: Array = (said - gamma * self._phase.seen).argmax(1)
         return found
 
-    def _points(self, scores: Array, places: Array) -> list[tuple[float, Scores]]:
-        """Both accuracies for 201 values, from all images seen to all unseen."""
+    def _gammas(self, said: Array) -> list[float]:
+        """201 numbers, from all images seen to all unseen."""
         assert self._phase is not None
         seen = self._phase.seen
-        lead = scores[:, seen].max(1) - scores[:, ~seen].max(1)
+        lead = said[:, seen].max(1) - said[:, ~seen].max(1)
         values = np.quantile(lead, np.linspace(0, 1, 199))
-        return [
-            (float(gamma), self._judge(self._answers(scores, gamma), places))
-            for gamma in (values[0] - 1e-6, *values, values[-1] + 1e-6)
-        ]
+        return [float(values[0] - 1e-6), *map(float, values), float(values[-1] + 1e-6)]
 
-    def predict(self, features: Array) -> Array:
-        """Labels ``[N]``, seen or unseen."""
-        return self._answers(self._scores(features), self.gamma)
-
-    def report(self, features: Array, labels: Array) -> dict[str, float]:
-        """Accuracies, harmonic mean and AUSUC on a test set."""
-        scores = self._scores(features)
-        labels = self._truth(labels, len(scores))
-        curve = [point for _, point in self._points(scores, labels)]
-        return {
-            **self._judge(self._answers(scores, self.gamma), labels).numbers(),
-            "ausuc": ausuc([s.seen for s in curve], [s.unseen for s in curve]),
-        }
+    def _sweep(self, said: Array, labels: Array) -> list[Scores]:
+        return [self._judge(self._less(said, gamma), labels) for gamma in self._gammas(said)]

@@ -9,7 +9,7 @@ import numpy as np
 from moeapps.errors import ArgumentError
 from moeapps.vision.zeroshot.experts import ESZSL, Array, SeenExpert, ZeroShotExpert
 from moeapps.vision.zeroshot.gate import ConfidenceGate
-from moeapps.vision.zeroshot.metrics import ausuc, gate_quality
+from moeapps.vision.zeroshot.metrics import Scores, gate_quality
 from moeapps.vision.zeroshot.protocol import Phase
 from moeapps.vision.zeroshot.smoothing import Contest, How, Smoothing
 from moeapps.vision.zeroshot.two_phases import TwoPhases
@@ -91,7 +91,7 @@ class COSMO(TwoPhases):
         self.seen_expert.fit(features, places)
         self.zero_shot_expert.fit(features, places, attributes)
 
-    def _experts(self, features: Array) -> "_Opinions":
+    def _ask(self, features: Array) -> "_Opinions":
         features, phase = self._known(features)
         zero_shot = self.zero_shot_expert.predict_proba(features)
         if zero_shot.shape != (len(features), len(phase.classes)):
@@ -102,7 +102,7 @@ class COSMO(TwoPhases):
         return _Opinions(self.seen_expert.predict_proba(features), zero_shot, phase)
 
     def _tune(self, features: Array, places: Array) -> None:
-        found = self._experts(features)
+        found = self._ask(features)
         is_seen = found.phase.seen[places]
         kept = np.arange(len(places)) % 3 == 0
         if any(part.all() or not part.any() for part in (is_seen[kept], is_seen[~kept])):
@@ -111,7 +111,7 @@ class COSMO(TwoPhases):
                 "too few to learn the gate and to judge it. Raise seen_share, or hold out more."
             )
         self.gate.fit(found.unseen_mass[~kept], found.seen[~kept], is_seen[~kept])
-        gate = self.gate(found.unseen_mass, found.seen)
+        gate = self._gate(found)
         quality = gate_quality(gate[kept], is_seen[kept])
         contest = found.contest()
 
@@ -142,8 +142,7 @@ class COSMO(TwoPhases):
 
     def seen_probability(self, features: Array) -> Array:
         """The gate's :math:`g`, before threshold and sharpness, ``[N]``."""
-        found = self._experts(features)
-        return self.gate(found.unseen_mass, found.seen)
+        return self._gate(self._ask(features))
 
     def route(self, features: Array) -> "Routing":
         r"""The decision on the two experts, ``[N, 2]``: weight :math:`1 - g_U` and :math:`g_U`."""
@@ -157,8 +156,8 @@ class COSMO(TwoPhases):
 
     def predict_proba(self, features: Array) -> Array:
         """The mixture ``[N, C]``; it sums to 1 without or with normalised smoothing."""
-        found = self._experts(features)
-        unseen = _unseen(self.gate(found.unseen_mass, found.seen), self.threshold, self.sharpness)
+        found = self._ask(features)
+        unseen = _unseen(self._gate(found), self.threshold, self.sharpness)
         mixed = np.empty_like(found.zero_shot)
         for columns, mass, domain in zip(
             found.phase.groups, (found.seen, found.unseen_mass), (1 - unseen, unseen), strict=True
@@ -166,37 +165,23 @@ class COSMO(TwoPhases):
             mixed[:, columns] = self.smoothing.mix(mass, mass.sum(1), domain, len(columns))
         return mixed
 
-    def predict(self, features: Array) -> Array:
-        """Labels ``[N]``, seen or unseen."""
-        found: Array = self.predict_proba(features).argmax(1)
-        return found
+    def _decide(self, said: "_Opinions") -> Array:
+        unseen = _unseen(self._gate(said), self.threshold, self.sharpness)
+        return said.contest().decide(unseen, self.smoothing)
 
-    def curve(self, features: Array, labels: Array) -> tuple[Array, Array]:
-        r"""Seen and unseen accuracy while :math:`\theta` goes from one end to the other."""
-        found = self._experts(features)
-        labels = self._truth(labels, len(found.seen))
-        return self._curve(found.contest(), self.gate(found.unseen_mass, found.seen), labels)
-
-    def _curve(self, contest: Contest, gate: Array, labels: Array) -> tuple[Array, Array]:
+    def _sweep(self, said: "_Opinions", labels: Array) -> list[Scores]:
+        contest, gate = said.contest(), self._gate(said)
         far = self.sharpness * np.geomspace(1e-3, 40, 200)
-        sweep = np.concatenate([-far[::-1], np.linspace(0, 1, 401), 1 + far])
-        scores = [
+        return [
             self._judge(contest.decide(_unseen(gate, t, self.sharpness), self.smoothing), labels)
-            for t in sweep
+            for t in np.concatenate([-far[::-1], np.linspace(0, 1, 401), 1 + far])
         ]
-        return np.array([s.seen for s in scores]), np.array([s.unseen for s in scores])
 
-    def report(self, features: Array, labels: Array) -> dict[str, float]:
-        """Accuracies, harmonic mean, AUSUC, and the gate's quality on a test set."""
-        found = self._experts(features)
-        labels = self._truth(labels, len(found.seen))
-        gate, contest = self.gate(found.unseen_mass, found.seen), found.contest()
-        answers = contest.decide(_unseen(gate, self.threshold, self.sharpness), self.smoothing)
-        return {
-            **self._judge(answers, labels).numbers(),
-            "ausuc": ausuc(*self._curve(contest, gate, labels)),
-            **gate_quality(gate, np.isin(labels, found.phase.groups[0])),
-        }
+    def _gate_quality(self, said: "_Opinions", labels: Array) -> dict[str, float]:
+        return gate_quality(self._gate(said), np.isin(labels, said.phase.groups[0]))
+
+    def _gate(self, said: "_Opinions") -> Array:
+        return self.gate(said.unseen_mass, said.seen)
 
 
 @dataclass(frozen=True, eq=False)

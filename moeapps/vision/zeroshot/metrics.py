@@ -1,10 +1,9 @@
 """Measures of generalised zero-shot classification; answers are always among all classes."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from moeapps.errors import ArgumentError
 
@@ -133,19 +132,14 @@ def gate_quality(seen_score: ArrayLike, is_seen: ArrayLike) -> dict[str, float]:
         >>> gate_quality([0.9, 0.8, 0.3, 0.1], [True, True, False, False])
         {'auroc': 1.0, 'fpr95': 0.0}
     """
-    from sklearn.metrics import roc_auc_score, roc_curve
+    import torch
+
+    from moeapps.vision.longtail.uncertainty import auroc, fpr_at_recall
 
     values, truth = np.asarray(seen_score, float), np.asarray(is_seen, bool)
     if truth.all() or not truth.any() or not np.isfinite(values).all():
         raise ArgumentError(
             "The gate's quality needs images of seen and of unseen classes, and finite scores."
         )
-    false, true, _ = roc_curve(truth, values)
-    first = int(np.searchsorted(true, 0.95))
-    return {"auroc": float(roc_auc_score(truth, values)), "fpr95": _at(true, false, first)}
-
-
-def _at(true: NDArray[Any], false: NDArray[Any], first: int) -> float:
-    low, high = true[first - 1], true[first]
-    share = (0.95 - low) / (high - low)
-    return float(false[first - 1] + share * (false[first] - false[first - 1]))
+    rows = torch.from_numpy(values), torch.from_numpy(truth)
+    return {"auroc": auroc(*rows), "fpr95": fpr_at_recall(*rows)}

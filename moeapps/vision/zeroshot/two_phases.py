@@ -2,13 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
 from moeapps.errors import ArgumentError
 from moeapps.vision.zeroshot.experts import Array
-from moeapps.vision.zeroshot.metrics import Scores, score
+from moeapps.vision.zeroshot.metrics import Scores, ausuc, score
 from moeapps.vision.zeroshot.protocol import Phase, check_attributes, check_images, phases
 
 
@@ -64,8 +64,20 @@ class TwoPhases(ABC):
         """Choose the numbers that weigh seen against unseen classes."""
 
     @abstractmethod
+    def _ask(self, features: Array) -> Any:
+        """What the experts say about images."""
+
+    @abstractmethod
+    def _decide(self, said: Any) -> Array:
+        """Labels ``[N]``, of what the experts said."""
+
+    @abstractmethod
+    def _sweep(self, said: Any, labels: Array) -> list[Scores]:
+        """Scores from all images seen to all unseen."""
+
     def predict(self, features: Array) -> Array:
         """Labels ``[N]``, seen or unseen."""
+        return self._decide(self._ask(features))
 
     def _known(self, features: Array) -> tuple[Array, Phase]:
         """Images that fit those learned from, and the phase."""
@@ -78,6 +90,26 @@ class TwoPhases(ABC):
         """Accuracy on test images of seen and of unseen classes."""
         answers = self.predict(features)
         return self._judge(answers, self._truth(labels, len(answers)))
+
+    def curve(self, features: Array, labels: Array) -> tuple[Array, Array]:
+        """Accuracy on seen and on unseen classes, from all images seen to all unseen."""
+        said = self._ask(features)
+        return self._curve(said, self._truth(labels, len(features)))
+
+    def _curve(self, said: Any, labels: Array) -> tuple[Array, Array]:
+        scores = self._sweep(said, labels)
+        return np.array([s.seen for s in scores]), np.array([s.unseen for s in scores])
+
+    def report(self, features: Array, labels: Array) -> dict[str, float]:
+        """Accuracies, harmonic mean, AUSUC and, of a gate, its quality on a test set."""
+        said = self._ask(features)
+        labels = self._truth(labels, len(features))
+        scores = self._judge(self._decide(said), labels)
+        area = ausuc(*self._curve(said, labels))
+        return {**scores.numbers(), "ausuc": area, **self._gate_quality(said, labels)}
+
+    def _gate_quality(self, said: Any, labels: Array) -> dict[str, float]:
+        return {}
 
     def _truth(self, labels: Array, images: int) -> Array:
         """Labels of that many test images."""

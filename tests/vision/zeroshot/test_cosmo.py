@@ -255,8 +255,8 @@ def test_too_few_images_to_tune_on_are_named(images):
 def test_a_report_asks_the_experts_once_and_says_what_the_parts_say(fitted, images, monkeypatch):
     *_, test, labels = images
     scores, curve = fitted.score(test, labels), fitted.curve(test, labels)
-    calls, ask = [], fitted._experts
-    monkeypatch.setattr(fitted, "_experts", lambda x: calls.append(1) or ask(x))
+    calls, ask = [], fitted._ask
+    monkeypatch.setattr(fitted, "_ask", lambda x: calls.append(1) or ask(x))
     report = fitted.report(test, labels)
     assert calls == [1]
     assert report["harmonic"] == scores.harmonic
