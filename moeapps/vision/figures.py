@@ -7,8 +7,10 @@ from matplotlib.figure import Figure
 
 from moeapps.vision.longtail import figures as longtail
 from moeapps.vision.robust import figures as robust
+from moeapps.vision.specialists import report as specialists
 
-CAPTIONS = longtail.CAPTIONS | robust.CAPTIONS
+PARTS = (robust, longtail, specialists)
+CAPTIONS = {name: text for part in PARTS for name, text in part.CAPTIONS.items()}
 
 
 def figures(
@@ -20,4 +22,4 @@ def figures(
         results: Arrays of ``results.npz``; may be empty, as in a run that was never tested.
         metrics: Columns of ``metrics.csv``.
     """
-    return robust.figures(results, metrics) | longtail.figures(results, metrics)
+    return {k: v for part in PARTS for k, v in part.figures(results, metrics).items()}

@@ -36,13 +36,20 @@ class RobustReport:
         """Share of images that took another route under an attack."""
         return float(self.flipped[name].double().mean())
 
+    @property
+    def rows(self) -> tuple[tuple[str, str, str], ...]:
+        """Attack, accuracy and share of the routes that changed, in words; the worst case last."""
+        shares = [
+            (name, self.accuracy(name), f"{self.flips(name):.1%}" if name in self.flipped else "-")
+            for name in self.correct
+        ]
+        worst = ("worst case of each image", self.worst(), "-")
+        return tuple((name, f"{share:.1%}", flips) for name, share, flips in (*shares, worst))
+
     def table(self) -> str:
         """All numbers as a Markdown table."""
         lines = ["| attack | accuracy | routes changed |", "|---|---|---|"]
-        for name in self.correct:
-            flips = f"{self.flips(name):.1%}" if name in self.flipped else "-"
-            lines.append(f"| {name} | {self.accuracy(name):.1%} | {flips} |")
-        return "\n".join([*lines, f"| worst case of each image | {self.worst():.1%} | - |"])
+        return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in self.rows)])
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All rows as arrays, for a file; :meth:`from_arrays` reads them."""

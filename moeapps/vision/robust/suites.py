@@ -11,6 +11,9 @@ from moeapps.errors import MissingExtraError
 from moeapps.vision.robust.apgd import APGD
 from moeapps.vision.robust.attacks import PGD, Attack, check_pixels, frozen
 
+ADAPTIVE = ("detached", "soft", "forced", "undecided")
+"""Names of the attacks that follow a router; all others take the network as it is."""
+
 
 def fixed_attacks(epsilon: float = 8 / 255, steps: int = 20) -> dict[str, Attack]:
     """Attacks that treat the mixture as any network, and one on the router alone.

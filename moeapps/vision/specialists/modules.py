@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -35,7 +36,8 @@ class KnowledgeConcentrationModule(MoEModule):
       :meth:`learn_from`.
 
     Logs ``val/average_precision`` (mean over verticals; the best weights are those of its
-    maximum), ``val/average_precision/<v>`` and ``val/accuracy``; likewise for a test.
+    maximum), ``val/average_precision/<v>`` and ``val/accuracy``; likewise for a test, where a
+    student is compared with its teachers: ``test/teachers/average_precision``.
 
     Args:
         model: ``"knowledge_concentration"`` or another registered image classifier that takes
@@ -97,6 +99,8 @@ class KnowledgeConcentrationModule(MoEModule):
         self.model: Any = None
         self._pool: tuple[SpecialistPool, ...] = ()
         self._found: list[tuple[Tensor, Tensor]] = []
+        self._taught: list[Tensor] = []
+        self._tested: dict[str, list[float]] = {}
         if num_classes is not None and class_to_vertical is not None:
             self.assemble()
 
@@ -202,14 +206,34 @@ class KnowledgeConcentrationModule(MoEModule):
         self._judge("val")
 
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Collect the scores."""
+        """Collect the scores, and those of each image's own teacher."""
         self.validation_step(batch, batch_idx)
+        if self._pool:
+            pool = self._pool[0].to(batch["image"].device)
+            self._taught.append(pool.answers(batch["image"], batch["label"]).cpu())
 
     def on_test_epoch_end(self) -> None:
         """Judge all test images."""
-        self._judge("test")
+        labels = [of for _, of in self._found]
+        self._tested = {"network": self._judge("test")}
+        taught, self._taught = self._taught, []
+        if taught:
+            members = self.verticals.members
+            precision = vertical_precision(torch.cat(taught), torch.cat(labels), members)
+            self._tested = {"student": self._tested["network"], "teachers": precision}
+            self._log("test/teachers/average_precision", torch.tensor(_mean(precision)), None)
 
-    def _judge(self, split: str) -> None:
+    def results(self) -> dict[str, np.ndarray]:
+        """Of the last test, for the report."""
+        alone = self.hparams["vertical"]
+        numbers = range(len(self.verticals)) if alone is None else [alone]
+        return {
+            "vertical_names": np.array(numbers),
+            "vertical_sizes": np.array([len(self.verticals.members[v]) for v in numbers]),
+            **{f"vertical_precision/{who}": np.array(of) for who, of in self._tested.items()},
+        }
+
+    def _judge(self, split: str) -> list[float]:
         found, self._found = self._found, []
         if not found:
             raise ArgumentError(
@@ -220,12 +244,12 @@ class KnowledgeConcentrationModule(MoEModule):
         alone = vertical is not None
         members = [list(range(self._width))] if alone else self.verticals.members
         precision = vertical_precision(scores, labels, members)
-        defined = [value for value in precision if not math.isnan(value)]
-        self._log(f"{split}/average_precision", torch.tensor(sum(defined) / len(defined)), None)
+        self._log(f"{split}/average_precision", torch.tensor(_mean(precision)), None)
         self._log(f"{split}/accuracy", (scores.argmax(-1) == labels).float().mean(), None)
         for number, value in enumerate(precision):
             name = vertical if alone else number
             self._log(f"{split}/average_precision/{name}", torch.tensor(value), None)
+        return precision
 
     def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """Number of the image, class (a specialist's own numbers), and each class's sigmoid."""
@@ -235,6 +259,12 @@ class KnowledgeConcentrationModule(MoEModule):
             "label": logits.argmax(-1),
             "probability": self.model.probabilities(logits),
         }
+
+
+def _mean(precision: Sequence[float]) -> float:
+    """Over the verticals that have images."""
+    defined = [value for value in precision if not math.isnan(value)]
+    return sum(defined) / len(defined)
 
 
 def verticals_by_prefix(names: Sequence[str], characters: int) -> list[int]:

@@ -65,6 +65,13 @@ class SpecialistPool(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
         """Soft targets."""
+        probs = self.answers(images, labels).sigmoid()
+        kept = probs.topk(min(self.top_k, probs.shape[1]), 1)
+        return torch.zeros_like(probs).scatter(1, kept.indices, kept.values)
+
+    @torch.no_grad()
+    def answers(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Logits ``[B, N]`` of the teacher of each label, -inf for classes of other verticals."""
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(
             self.verticals.of_class
         ):
@@ -77,15 +84,13 @@ class SpecialistPool(nn.Module):
             torch.ones(len(labels), 1, device=images.device), len(self.verticals),
             chosen.unsqueeze(1), layout="token",
         ))  # fmt: skip
-        targets = torch.zeros(len(labels), self.verticals.num_classes, device=images.device)
+        shape = (len(labels), self.verticals.num_classes)
+        found = torch.full(shape, -torch.inf, device=images.device)
         for vertical in chosen.unique().tolist():
-            rows = (chosen == vertical).nonzero().squeeze(1)
-            probs = self._answer(vertical, images[rows]).sigmoid()
-            kept = probs.topk(min(self.top_k, probs.shape[1]), 1)
-            probs = torch.zeros_like(probs).scatter(1, kept.indices, kept.values)
+            rows = (chosen == vertical).nonzero()
             columns = torch.tensor(self.verticals.members[vertical], device=images.device)
-            targets[rows.unsqueeze(1), columns] = probs
-        return targets
+            found[rows, columns] = self._answer(vertical, images[rows.squeeze(1)])
+        return found
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:

@@ -10,7 +10,10 @@ from moeapps.errors import ConfigError, RunFolderError
 from moeapps.training.export import load_model, save_model
 from moeapps.vision import KnowledgeConcentrationModule, datasets
 from moeapps.vision.export import Classifier
+from moeapps.vision.figures import figures
 from moeapps.vision.longtail.datamodules import LongTailData
+from moeapps.vision.sections import sections
+from moeapps.vision.specialists.knowledge_concentration import vertical_precision
 from moeapps.vision.specialists.modules import specialist_network
 
 ARGUMENTS = {
@@ -91,6 +94,35 @@ def test_a_student_learns_from_exported_specialists(specialists, data):
     verticals = torch.tensor(module.hparams["class_to_vertical"])
     assert not targets[verticals != verticals[batch["label"]].unsqueeze(1)].any()
     assert all("_pool" not in name for name in module.state_dict())
+
+    logits, labels = _test_answers(module._pool[0], data)
+    bound = vertical_precision(logits, labels, module.verticals.members)
+    assert measures["test/teachers/average_precision"] == pytest.approx(np.mean(bound))
+    results = module.results()
+    np.testing.assert_allclose(results["vertical_precision/teachers"], bound)
+    (section,) = sections(results)
+    assert section.table.header == ("", "classes", "student", "teachers")
+    assert [row[3] for row in section.table.rows] == [f"{value:.3f}" for value in bound]
+    gain = 100 * (measures["test/average_precision"] - np.mean(bound))
+    assert f"{gain:+.1f} points against" in section.text
+    (dots,) = figures(results, {})["student_teachers"].axes[0].collections
+    assert len(dots.get_offsets()) == 3
+
+
+def _test_answers(pool, data):
+    """All teachers on all test images."""
+    batches = [(pool.logits(b["image"]), b["label"]) for b in data.test_dataloader()]
+    return [torch.cat(parts) for parts in zip(*batches, strict=True)]
+
+
+def test_a_network_without_teachers_is_compared_with_nobody(data):
+    module = make(vertical=1)
+    fit(module, data, epochs=1)
+    (section,) = sections(module.results())
+    assert section.table.rows[0][:2] == ("vertical 1", "3")
+    assert section.table.header == ("", "classes", "network")
+    assert "teacher" not in section.text
+    assert figures(module.results(), {}) == {}
 
 
 def test_an_exported_specialist_is_the_trained_one(specialists):
