@@ -42,5 +42,5 @@ def _reading(report: RobustReport) -> str:
     name = max(report.flipped, key=report.flips)
     return text + (
         f" The router hid {100 * (fixed - worst):.1f} points from attacks that do not follow it; "
-        f"{name} sends {report.flips(name):.1%} of the images to another expert."
+        f"the attack {name} sends {report.flips(name):.1%} of the images to another expert."
     )

@@ -1,11 +1,12 @@
 """How a student compares with its teachers, vertical by vertical."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from moeapps.plots import training_curves
 from moeapps.plots.style import COLOURS, MUTED, PERCENT, new_figure
 from moeapps.training.report import Section, Table
 
@@ -17,12 +18,13 @@ CAPTIONS = {
     "student_teachers": (
         "Average precision of the student against that of the vertical's own teacher, one dot per "
         "vertical, both among the test images of its classes. Above the line the student is better."
-    )
+    ),
+    "curves_precision": "Validation over the epochs, mean over the verticals.",
 }
 
 
 def figures(results: Arrays, metrics: Arrays) -> dict[str, Figure]:
-    """Student against teachers, if the run had teachers.
+    """Student against teachers if the run had teachers, and what validation said.
 
     Args:
         results: Arrays of ``results.npz``; may be empty, as in a run that was never tested.
@@ -32,22 +34,49 @@ def figures(results: Arrays, metrics: Arrays) -> dict[str, Figure]:
         >>> figures({}, {})
         {}
     """
+    drawn = {}
+    if "val/average_precision" in metrics:
+        drawn["curves_precision"] = training_curves(
+            np.asarray(metrics["epoch"], float),
+            {"average precision": metrics["val/average_precision"]},
+            ylabel="validation average precision",
+            percent=True,
+        )
     precision = _precision(results)
-    if "teachers" not in precision:
-        return {}
+    if "teachers" in precision:
+        drawn["student_teachers"] = student_figure(
+            precision["student"], precision["teachers"], [*map(str, results["vertical_names"])]
+        )
+    return drawn
+
+
+def student_figure(
+    student: NDArray[np.float64], teachers: NDArray[np.float64], names: Sequence[str]
+) -> Figure:
+    """Average precision of a student against its teachers.
+
+    Args:
+        student: Of each vertical, ``[M]``; NaN for one without test images.
+        teachers: Of each vertical's own teacher, ``[M]``.
+        names: Of the verticals, written beside the dots if they are few.
+
+    Example:
+        >>> figure = student_figure(np.array([0.5, 0.4]), np.array([0.4, 0.6]), ["birds", "cars"])
+        >>> [text.get_text() for text in figure.axes[0].texts]
+        ['birds', 'cars']
+    """
     figure, axis = new_figure(width=5.2, height=4.6)
-    x, y = precision["teachers"], precision["student"]
-    axis.scatter(x, y, color=COLOURS[0], s=36, alpha=0.7, linewidths=0)
-    if len(x) <= _NAMED:
-        for name, *place in zip(results["vertical_names"], x, y, strict=True):
-            axis.annotate(str(name), place, (4, 4), textcoords="offset points", fontsize=8)
-    both = np.concatenate([x, y])
+    axis.scatter(teachers, student, color=COLOURS[0], s=36, alpha=0.7, linewidths=0)
+    if len(names) <= _NAMED:
+        for name, *place in zip(names, teachers, student, strict=True):
+            axis.annotate(name, place, (4, 4), textcoords="offset points", fontsize=8)
+    both = np.concatenate([student, teachers])
     ends = [np.nanmin(both) - 0.02, np.nanmax(both) + 0.02]
     axis.plot(ends, ends, color=MUTED, linewidth=1, linestyle="--")
     axis.set(xlabel="average precision of the teacher", ylabel="average precision of the student")
     axis.xaxis.set_major_formatter(PERCENT)
     axis.yaxis.set_major_formatter(PERCENT)
-    return {"student_teachers": figure}
+    return figure
 
 
 def sections(results: Arrays) -> list[Section]:

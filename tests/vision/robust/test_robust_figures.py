@@ -30,7 +30,7 @@ def test_section_tells_what_only_the_router_hid():
     assert "75.0% are classified correctly, 50.0% under every attack that takes" in section.text
     assert "25.0% under all" in section.text
     assert "hid 25.0 points" in section.text
-    assert "forced sends 75.0% of the images" in section.text
+    assert "the attack forced sends 75.0% of the images" in section.text
 
 
 def test_a_network_without_a_router_hides_nothing():

@@ -10,7 +10,7 @@ from moeapps.errors import ConfigError, RunFolderError
 from moeapps.training.export import load_model, save_model
 from moeapps.vision import KnowledgeConcentrationModule, datasets
 from moeapps.vision.export import Classifier
-from moeapps.vision.figures import figures
+from moeapps.vision.figures import CAPTIONS, figures
 from moeapps.vision.longtail.datamodules import LongTailData
 from moeapps.vision.sections import sections
 from moeapps.vision.specialists.knowledge_concentration import vertical_precision
@@ -122,7 +122,8 @@ def test_a_network_without_teachers_is_compared_with_nobody(data):
     assert section.table.rows[0][:2] == ("vertical 1", "3")
     assert section.table.header == ("", "classes", "network")
     assert "teacher" not in section.text
-    assert figures(module.results(), {}) == {}
+    epochs = {"epoch": np.arange(2.0), "val/average_precision": np.array([0.2, 0.3])}
+    assert set(figures(module.results(), epochs)) == {"curves_precision"} <= set(CAPTIONS)
 
 
 def test_an_exported_specialist_is_the_trained_one(specialists):
