@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -296,6 +297,10 @@ class TargetAttention(nn.Module):
         return self.out(self.hidden(pair).relu()).squeeze(1)
 
 
+class Checked(dict[str, Any]):
+    """A packed batch whose ids are known to be in their vocabularies."""
+
+
 class Inputs(nn.Module):
     """The input of a network: embedded features in order, then dense ones.
 
@@ -337,7 +342,7 @@ class Inputs(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """The flat input."""
-        self._check(batch)
+        self.check_ids(batch)
         copies = self.store.copies
         blocks = self.store(batch) if self.schema.embedded else []
         if copies == 1:
@@ -353,7 +358,7 @@ class Inputs(nn.Module):
         Raises:
             ArgumentError: The widths differ.
         """
-        self._check(batch)
+        self.check_ids(batch)
         width = self.schema.field_width
         dense = [part.reshape(-1, 1, width) for part in self._dense(batch)]
         blocks = self.store(batch) if self.schema.embedded else []
@@ -377,8 +382,9 @@ class Inputs(nn.Module):
         for feature, part in zip(self.schema.dense, parts, strict=True):
             yield self.project[feature.name](part) if feature.name in self.project else part
 
-    def _check(self, batch: Batch) -> None:
-        if is_traced() or self.check is False:
+    def check_ids(self, batch: Batch) -> None:
+        """Refuse ids that are in no vocabulary, as :class:`Inputs` says."""
+        if is_traced() or self.check is False or isinstance(batch, Checked):
             return
         ids: list[tuple[Tensor, Tensor | int]] = []
         if self.schema.categorical:
