@@ -33,6 +33,15 @@ DATASETS = Catalogue(
         "organamnist": "npz:read",
         "digits-lt": "digits:read_digits",
         "pair-digits-lt": "digits:read_pair_digits",
+        "shanghaitech-a": "shanghaitech:read",
+        "shanghaitech-b": "shanghaitech:read",
+        "ucf-cc-50": "ucf_cc_50:read",
+        "ucf-qnrf": "ucf_qnrf:read",
+        "jhu-crowd": "jhu_crowd:read",
+        "nwpu-crowd": "nwpu_crowd:read",
+        "trancos": "trancos:read",
+        "vgg-cells": "vgg_cells:read",
+        "rendered-crowds": "rendered_crowds:read",
     },
 )
 list_datasets = DATASETS.names
@@ -44,6 +53,9 @@ _NAMES = {
     "ImageFiles": f"{_HERE}.images",
     "ImageSet": f"{_HERE}.images",
     "LongTailSubset": f"{_HERE}.imbalance",
+    "PointFolder": f"{_HERE}.point_folder",
+    "PointImages": f"{_HERE}.points",
+    "PointSplits": f"{_HERE}.points",
     "Splits": f"{_HERE}.images",
     "cifar100_superclasses": f"{_HERE}.cifar",
     "exponential_counts": f"{_HERE}.counts",
@@ -51,6 +63,7 @@ _NAMES = {
     "read_file_list": f"{_HERE}.file_lists",
     "read_image_folder": f"{_HERE}.image_folder",
     "read_npz": f"{_HERE}.npz",
+    "read_point_folder": f"{_HERE}.point_folder",
     "pair_digits": f"{_HERE}.digits",
     "shifted_test": f"{_HERE}.imbalance",
     "step_counts": f"{_HERE}.counts",
@@ -73,7 +86,7 @@ def load(name: str, *, root: str | Path | None = None, download: bool = False, *
 
     Returns:
         :class:`~moeapps.vision.datasets.images.Splits` with ``train``, ``val`` (or None) and
-        ``test``; for attribute sets an ``AttributeSet``.
+        ``test``; for attribute sets an ``AttributeSet``, for sets of counting a ``PointSplits``.
 
     Raises:
         UnknownNameError: With the closest names.
