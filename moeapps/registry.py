@@ -77,6 +77,27 @@ def _long_tailed(
     )
 
 
+_PHOTOS = {
+    "embed_dim": 16,
+    "depth": 1,
+    "patch_size": 4,
+    "num_heads": 2,
+    "head_dim": 8,
+    "dropout": 0.0,
+    "head_channels": 4,
+    "tail_channels": [8, 8],
+}
+
+
+def _restorer(
+    module: str, name: str, summary: str, paper: str, *tags: str, **more: Any
+) -> ModelEntry:
+    target = f"moeapps.vision.restoration.{module}:{name}"
+    return ModelEntry(
+        "vision", target, "image restoration", summary, paper, {**_PHOTOS, **more}, tags
+    )
+
+
 MODELS: dict[str, ModelEntry] = {
     "mlp": ModelEntry(
         "graphs", f"{_EXPERTS}:mlp", _NODE, "MLP on a node's own features", "-", _SMALL, ("weak",)
@@ -376,6 +397,28 @@ MODELS: dict[str, ModelEntry] = {
             "backbone_args": {"widths": [4, 6, 8]},
         },
         ("distillation",),
+    ),
+    "mofme": _restorer(
+        "mofme",
+        "MoFME",
+        "Weather removal by one network behind a mixture of feature modulations",
+        "Zhang et al., AAAI 2024",
+        "mixture",
+        num_experts=3,
+    ),
+    "moe_vit": _restorer(
+        "moe_vit",
+        "MoEViT",
+        "Weather removal by a transformer with parallel feed-forward experts",
+        "Zhang et al., AAAI 2024 (its baseline)",
+        "mixture",
+        num_experts=3,
+    ),
+    "restoration_vit": _restorer(
+        "restoration_vit",
+        "RestorationViT",
+        "Weather removal by a plain transformer",
+        "Zhang et al., AAAI 2024 (its baseline)",
     ),
     "hoeffding_tree": ModelEntry(
         "streams",

@@ -10,7 +10,12 @@ from torch import Tensor
 from moeapps.errors import UnknownNameError
 from moeapps.registry import ModelEntry
 
-TASKS = ("node classification", "multi-task ranking", "image classification")
+TASKS = (
+    "node classification",
+    "multi-task ranking",
+    "image classification",
+    "image restoration",
+)
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,8 @@ class Example:
 
     Args:
         inputs: Arguments of ``forward`` by name; a model gets those it has a parameter for.
-        target: Class per node or image, int64; or 0 and 1 per row and task, float32 ``[B, T]``.
+        target: Class per node or image, int64; or 0 and 1 per row and task, float32 ``[B, T]``; or
+            what the output itself should be, a map ``[B, C, H, W]``.
         output_shape: Shape of the prediction.
         dynamic: Per input, the axes whose size changes from call to call, with a name each.
     """
@@ -30,13 +36,17 @@ class Example:
     dynamic: dict[str, Any]
 
     def loss(self, logits: Tensor) -> Tensor:
-        """Cross-entropy with the target."""
+        """Cross-entropy with the target; mean squared error of a map."""
+        if self.target.dim() == 4:
+            return F.mse_loss(logits, self.target)
         if self.target.is_floating_point():
             return F.binary_cross_entropy_with_logits(logits, self.target)
         return F.cross_entropy(logits, self.target)
 
     def accuracy(self, logits: Tensor) -> float:
-        """Share of right answers."""
+        """Share of right answers; share of the variance that a map explains."""
+        if self.target.dim() == 4:
+            return 1 - float(F.mse_loss(logits.detach(), self.target) / self.target.var())
         binary = self.target.is_floating_point()
         said = (logits > 0).float() if binary else logits.argmax(-1)
         return float((said == self.target).double().mean())
@@ -61,7 +71,7 @@ def example_inputs(entry: ModelEntry, *, size: int = 24, seed: int = 0) -> Examp
     """
     if entry.task not in TASKS:
         raise UnknownNameError("task of an example input", entry.task, TASKS)
-    make = {TASKS[0]: _node_classification, TASKS[1]: _ranking, TASKS[2]: _image_classification}
+    make = dict(zip(TASKS, _MAKERS, strict=True))
     return make[entry.task](entry.example, size, torch.Generator().manual_seed(seed))
 
 
@@ -117,3 +127,21 @@ def _node_classification(
         (num_nodes, num_classes),
         {"x": {0: "nodes"}, "edge_index": {1: "edges"}},
     )
+
+
+def _image_restoration(
+    arguments: dict[str, Any], num_images: int, generator: torch.Generator
+) -> Example:
+    """Smooth colour pictures of 12 x 16 pixels under a veil; the target is the picture."""
+    corners = torch.rand(num_images, 3, 2, 2, generator=generator)
+    clean = F.interpolate(corners, (12, 16), mode="bilinear", align_corners=True)
+    veil = 0.3 + 0.5 * torch.rand(num_images, 1, 1, 1, generator=generator)
+    return Example(
+        {"images": clean * (1 - veil) + 0.9 * veil},
+        clean,
+        tuple(clean.shape),
+        {"images": {0: "images"}},
+    )
+
+
+_MAKERS = (_node_classification, _ranking, _image_classification, _image_restoration)

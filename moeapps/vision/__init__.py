@@ -68,6 +68,11 @@ _NAMES: dict[str, str] = {
     "accuracy_under_attack": "moeapps.vision.robust.figures",
     "RobustReport": "moeapps.vision.robust.evaluation",
     "confusion_groups": "moeapps.vision.robust.groups",
+    "MoFME": "moeapps.vision.restoration.mofme",
+    "RestorationViT": "moeapps.vision.restoration.restoration_vit",
+    "MoEViT": "moeapps.vision.restoration.moe_vit",
+    "ModulatedMixture": "moeapps.vision.restoration.modulated_mixture",
+    "UncertaintyRouter": "moeapps.vision.restoration.uncertainty_router",
 }
 
 __all__ = [*_NAMES]

@@ -1,0 +1,1 @@
+"""Weather removal: restoration networks, their data, training and figures."""
