@@ -156,8 +156,9 @@ class ImageSet:
         """An image ``[C, H, W]`` as it is stored, and its label."""
         import torch
 
-        pixels = np.ascontiguousarray(self.images[index])
-        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), int(self.labels[index])
+        # Always a copy: what a transform does in place must not reach the set.
+        pixels = self.images[index].transpose(2, 0, 1).copy()
+        return torch.from_numpy(pixels), int(self.labels[index])
 
     @property
     def num_classes(self) -> int:

@@ -68,6 +68,18 @@ def test_tensor_is_from_0_to_1_channels_first():
     assert floats.tensor().unique().tolist() == [0.5]
 
 
+@pytest.mark.parametrize("shape", [(2, 4, 5), (2, 4, 5, 3), (2, 1, 1, 3)])
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_item_changed_in_place_leaves_the_set_alone(shape, kind):
+    data = ImageSet(np.zeros(shape, kind), [0, 0], ("a",))
+    item = data[1][0]
+    assert item.is_contiguous()
+    item += 1
+    assert not data.images.any()
+    data.tensor().add_(1)
+    assert not data.images.any()
+
+
 def test_hold_out_is_stratified_seeded_and_leaves_every_class_an_image():
     labels = np.repeat([0, 1, 2, 3], [50, 10, 4, 1])
     pixels = np.arange(65, dtype=np.uint8).reshape(65, 1, 1)
