@@ -1,5 +1,7 @@
 """Images and labels that do not fit each other are refused; lazy files name list and line."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -66,6 +68,18 @@ def test_tensor_is_from_0_to_1_channels_first():
     assert data[3][0][:, 1, 2].tolist() == [255, 51, 0]
     floats = ImageSet(np.full((1, 2, 2), 0.5, np.float32), [0], ("a",))
     assert floats.tensor().unique().tolist() == [0.5]
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_tensor_is_made_without_copies_in_between(kind, channels):
+    data = ImageSet(np.ones((40, 64, 64, channels), kind), [0] * 40, ("a",))
+    data.tensor([0])  # imports torch
+    tracemalloc.start()
+    found = data.tensor()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.numpy().nbytes <= peak < 1.1 * found.numpy().nbytes
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 5), (2, 4, 5, 3), (2, 1, 1, 3)])
