@@ -126,7 +126,7 @@ class ImageSet:
     def __post_init__(self) -> None:
         images, labels = self.images, np.asarray(self.labels)
         names = tuple(str(name) for name in self.class_names)
-        if isinstance(images, np.ndarray):
+        if not isinstance(images, ImageFiles):
             images = _checked_images(images)
         if labels.ndim != 1 or len(labels) != len(images):
             raise ArgumentError(
@@ -321,7 +321,11 @@ def numbered_classes(labels: NDArray[Any]) -> tuple[str, ...]:
     return tuple(map(str, range(largest + 1)))
 
 
-def _checked_images(images: NDArray[Any]) -> NDArray[Any]:
+def _checked_images(images: Any) -> NDArray[Any]:
+    if not isinstance(images, np.ndarray):
+        raise ArgumentError(
+            f"images are a {type(images).__name__}. Pass a NumPy array [N, H, W, C] or ImageFiles."
+        )
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.shape[3] not in CHANNELS.values():

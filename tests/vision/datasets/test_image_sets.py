@@ -50,6 +50,8 @@ def test_wrong_numbers_and_types_of_labels_are_refused():
         (np.zeros((6, 4), np.uint8), "1 or 3 channels"),
         (np.zeros((6, 4, 4, 3), np.float64), "float64"),
         (np.zeros((6, 4, 4, 3), np.int64), "int64"),
+        (torch.zeros(6, 4, 4, 3), "images are a Tensor. Pass a NumPy array"),
+        ([np.zeros((4, 4, 3), np.uint8)] * 6, "images are a list"),
     ],
 )
 def test_wrong_mode_shape_or_type_of_images_is_refused(images, message):
