@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moeapps.errors import ArgumentError, UnknownNameError
+from moeapps.errors import ArgumentError, CheckpointError, UnknownNameError
 from moeapps.kernels.select import is_traced
 from moeapps.recsys.batch import Batch, check_ids, lengths
 from moeapps.recsys.schema import Categorical, Embedded, FeatureSchema, Sequence
@@ -28,9 +28,11 @@ class EmbeddingStore(nn.Module, ABC):
 
     Attributes:
         tables: Holds the parameters of the tables and nothing else.
+        whole: Whether every row of them is in this process.
     """
 
     tables: nn.Module
+    whole = True
 
     def __init__(self, schema: FeatureSchema, copies: int = 1) -> None:
         super().__init__()
@@ -39,6 +41,14 @@ class EmbeddingStore(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: Batch) -> list[Tensor]:
         """Blocks ``[B, n, copies * dim]`` of ``n`` neighbouring features; in order they are all."""
+
+    def require_whole(self, purpose: str) -> None:
+        """Refuse what needs all rows while other processes hold some of them."""
+        if not self.whole:
+            raise ArgumentError(
+                f"{purpose} needs whole embedding tables, and every process holds a part of them. "
+                "Call gather_embeddings(model) in all processes first."
+            )
 
     @abstractmethod
     def resize(self, name: str, vocab_size: int) -> None:
@@ -171,6 +181,7 @@ class FusedTables(EmbeddingStore):
     @torch.no_grad()
     def resize(self, name: str, vocab_size: int) -> None:
         """Give the table of a feature another number of rows; rows that stay keep their values."""
+        self.require_whole("A new vocabulary size")
         feature = self._feature(name)
         old = {f.name: self.weight(f.name).clone() for f in self.schema.embedded}
         self.schema = self.schema.resized(name, vocab_size)
@@ -224,11 +235,30 @@ class FusedTables(EmbeddingStore):
         return pooled.unsqueeze(1)
 
     def _rows(self, ids: Tensor, table: Tensor) -> Tensor:
-        if hasattr(table, "device_mesh"):  # in parts, on several processes
+        if not self.whole:
             from moeapps.recsys.sharding import look_up
 
             return look_up(ids, table)
         return F.embedding(ids, table, sparse=self.sparse_grad)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        names = {f"{prefix}tables.{key}": key for key in self.tables}
+        saved = {name: state_dict[name] for name in names if name in state_dict}
+        in_parts = [name for name, table in saved.items() if hasattr(table, "device_mesh")]
+        if self.whole and in_parts:
+            raise CheckpointError(
+                f"{in_parts[0]} was saved in parts, one per process, and this model has whole "
+                "tables. Save after gather_embeddings(model), or load into a model that is sharded "
+                "in the same way."
+            )
+        if not self.whole and not in_parts:
+            from moeapps.recsys.sharding import part_of
+
+            for name, table in saved.items():
+                state_dict[name] = part_of(table, self.tables[names[name]])
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _pool(self, lookup: _Lookup, batch: Batch, table: Tensor) -> Tensor:
         """Several bags as one list of bags: one reduction for all of them."""

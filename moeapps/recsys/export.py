@@ -25,6 +25,7 @@ class Scorer(nn.Module):
 
     def __init__(self, model: Ranker) -> None:
         super().__init__()
+        model.inputs.store.require_whole("An export")
         self.model = model.fuse_for_inference()
         self.eval()
 

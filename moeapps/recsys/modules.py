@@ -236,6 +236,8 @@ class MultiTaskRanker(MoEModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the encoder, so that a checkpoint alone can predict from raw columns."""
+        if self.model is not None:
+            self.model.inputs.store.require_whole("A checkpoint of one file")
         data = getattr(self.trainer, "datamodule", None)
         if data is not None:
             checkpoint.setdefault(type(data).__qualname__, data.state_dict())

@@ -173,7 +173,8 @@ class Ranker(nn.Module, ABC):
 
     def _replayed(self, batch: Batch, replay: Replay) -> Tensor:
         """Logits by recorded code; ids are compared with the vocabularies outside of it."""
-        if self.schema.bags:  # of any length: what comes behind them can be recorded
+        if self.schema.bags or not self.inputs.store.whole:
+            # Bags have any length, tables in parts talk: what comes behind them can be recorded.
             return replay.forward(lambda x: self.score(x)[0], self.read(batch))
         self.inputs.check_ids(batch)
         names = [name for name in ("cat", "dense") if name in batch]
@@ -251,6 +252,10 @@ class Ranker(nn.Module, ABC):
             vocab_size: Rows, the unknown id 0 included.
         """
         self.inputs.resize(name, vocab_size)
+        self.forget_recordings()
+
+    def forget_recordings(self) -> None:
+        """Of a copy for serving: record anew, after tables were exchanged."""
         if self.replay is not None:
             self.replay = Replay()
 

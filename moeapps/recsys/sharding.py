@@ -25,13 +25,16 @@ def shard_embeddings(model: Ranker, mesh: DeviceMesh) -> None:
         mesh: One axis of processes. Only the own rows are moved to its device.
 
     Raises:
-        ArgumentError: The model has pooled features or sparse gradients, which such tensors lack.
+        ArgumentError: The model has pooled features or sparse gradients, which such tensors lack,
+            or its tables are in parts already.
 
     Notes:
         A table's gradient is the mean over the processes, as ``DistributedDataParallel`` gives it
-        for the other parameters.
+        for the other parameters. A ``state_dict`` holds this process's parts: save one per process,
+        or gather first. A whole one can be loaded into a model in parts.
     """
     store = model.inputs.store
+    store.require_whole("Sharding")
     pooled = [bag.name for bag in model.schema.bags if bag.pooling != "last"]
     if pooled or getattr(store, "sparse_grad", False):
         raise ArgumentError(
@@ -41,24 +44,40 @@ def shard_embeddings(model: Ranker, mesh: DeviceMesh) -> None:
         )
     assert isinstance(store.tables, nn.ParameterDict)
     for name, table in list(store.tables.items()):
-        parts = table.detach().split(-(-len(table) // mesh.size()))  # the last ones may be shorter
-        rank = mesh.get_local_rank()
-        own = parts[rank] if rank < len(parts) else table[:0]
-        part = DTensor.from_local(
-            own.to(mesh.device_type, copy=True), mesh, [Shard(0)],
-            shape=table.shape, stride=table.stride(),
-        )  # fmt: skip
+        part = _own_rows(table.detach(), mesh)
         store.tables[name] = nn.Parameter(part, table.requires_grad)
+    store.whole = False
+    model.forget_recordings()
 
 
 @torch.no_grad()
 def gather_embeddings(model: Ranker) -> None:
     """Undo :func:`shard_embeddings`: whole tables in every process, to save or to serve."""
-    tables = model.inputs.store.tables
-    assert isinstance(tables, nn.ParameterDict)
-    for name, table in list(tables.items()):
+    store = model.inputs.store
+    assert isinstance(store.tables, nn.ParameterDict)
+    if store.whole:
+        raise ArgumentError("The tables are whole. Call shard_embeddings(model, mesh) first.")
+    for name, table in list(store.tables.items()):
         assert isinstance(table, DTensor)
-        tables[name] = nn.Parameter(table.full_tensor(), table.requires_grad)
+        store.tables[name] = nn.Parameter(table.full_tensor(), table.requires_grad)
+    store.whole = True
+    model.forget_recordings()
+
+
+def part_of(whole: Tensor, table: Tensor) -> Tensor:
+    """A whole table cut as another one is."""
+    assert isinstance(table, DTensor)
+    return _own_rows(whole, table.device_mesh)
+
+
+def _own_rows(table: Tensor, mesh: DeviceMesh) -> DTensor:
+    parts = table.split(-(-len(table) // mesh.size()))  # the last ones may be shorter
+    rank = mesh.get_local_rank()
+    own = parts[rank] if rank < len(parts) else table[:0]
+    return DTensor.from_local(
+        own.to(mesh.device_type, copy=True), mesh, [Shard(0)],
+        shape=table.shape, stride=table.stride(),
+    )  # fmt: skip
 
 
 def look_up(ids: Tensor, table: Tensor) -> Tensor:
