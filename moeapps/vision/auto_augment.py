@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from moeapps.errors import ArgumentError
 from moeapps.vision.batch_colour import brightness, contrast, saturation, sharpness
 from moeapps.vision.batch_geometry import rotation, shift_and_warp, uniform, whole
 
@@ -53,6 +54,9 @@ def cifar_policy(images: Tensor, generator: torch.Generator | None = None) -> Te
     Returns:
         Images from 0 to 1 of the same shape.
 
+    Raises:
+        ArgumentError: Images of another shape or type, or with values beyond 0 and 1.
+
     References:
         Cubuk et al., *AutoAugment: Learning Augmentation Policies from Data*, CVPR 2019.
 
@@ -62,9 +66,18 @@ def cifar_policy(images: Tensor, generator: torch.Generator | None = None) -> Te
         >>> bool(0 <= changed.min() and changed.max() <= 1)
         True
     """
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.is_floating_point():
+        raise ArgumentError(
+            f"images are {images.dtype} {tuple(images.shape)}. Pass floats [B, 1 | 3, H, W]."
+        )
+    pixels = (images * 255).round()
+    if not ((pixels >= 0) & (pixels <= 255)).all():  # NaN is neither
+        raise ArgumentError(
+            f"images reach from {images.min():g} to {images.max():g}. Pass values from 0 to 1, "
+            "before any normalisation or noise."
+        )
     count = len(images)
     pair = whole(count, 0, len(POLICY) - 1, generator)
-    pixels = (images * 255).round()
     names = list(OPERATIONS)
     for turn in (0, 1):
         rows = [step[turn] for step in POLICY]

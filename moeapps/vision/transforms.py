@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from moeapps.errors import UnknownNameError
+from moeapps.errors import ArgumentError, UnknownNameError
 from moeapps.vision import batch_colour as colour
 from moeapps.vision.auto_augment import cifar_policy
 from moeapps.vision.batch_geometry import cutout, rotation, shift_and_warp, uniform, whole
@@ -39,7 +39,19 @@ class Normalisation(NamedTuple):
     std: tuple[float, ...]
 
     def __call__(self, images: Tensor) -> Tensor:
-        """``(images - mean) / std`` for ``[..., C, H, W]``."""
+        """``(images - mean) / std`` for ``[..., C, H, W]``.
+
+        Raises:
+            ArgumentError: Other channels than those of the mean, unless that has a single one, or
+                whole numbers.
+        """
+        channels = images.shape[-3] if images.ndim > 2 else 0
+        if len(self.mean) not in (1, channels) or not images.is_floating_point():
+            raise ArgumentError(
+                f"images are {images.dtype} {tuple(images.shape)}, but this normalisation is for "
+                f"floats [..., {len(self.mean)}, H, W]. Choose one with a single mean, 'half' or "
+                "'none', for other channels."
+            )
         mean, std = (images.new_tensor(part)[:, None, None] for part in self)
         return (images - mean) / std
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moeapps.errors import UnknownNameError
+from moeapps.errors import ArgumentError, UnknownNameError
 from moeapps.vision import batch_colour as colour
 from moeapps.vision.auto_augment import OPERATIONS, POLICY, cifar_policy
 from moeapps.vision.batch_geometry import cutout, rotation, shift_and_warp
@@ -146,6 +146,20 @@ def test_policy_gives_8_bit_images_and_changes_most_of_them():
     assert 0.5 < moved < 0.98
 
 
+@pytest.mark.parametrize("wrong", [-0.01, 1.01, float("nan"), float("inf")])
+def test_policy_refuses_values_that_no_8_bit_image_has(wrong):
+    images = pixels().float() / 255
+    images[2, 1, 3, 4] = wrong
+    with pytest.raises(ArgumentError, match="before any normalisation or noise"):
+        cifar_policy(images)
+
+
+@pytest.mark.parametrize("images", [pixels(), torch.rand(3, 8, 8), torch.rand(2, 4, 8, 8)])
+def test_policy_refuses_other_shapes_and_types(images):
+    with pytest.raises(ArgumentError, match="Pass floats"):
+        cifar_policy(images)
+
+
 # --------------------------------------------------------------------------------------- colours
 
 
@@ -240,6 +254,18 @@ def test_normalisation_of_its_own_mean_is_zero():
         images = torch.tensor(one.mean)[:, None, None].expand(-1, 2, 2)
         assert NORMALISATION[name](images).abs().max() == 0
     assert NORMALISATION["half"](torch.ones(2, 3, 1, 1)).min() == 1
+
+
+@pytest.mark.parametrize("images", [torch.rand(2, 1, 4, 4), torch.rand(4, 4), pixels(2)])
+def test_normalisation_of_colours_refuses_other_channels_and_whole_numbers(images):
+    with pytest.raises(ArgumentError, match=r"is for floats \[\.\.\., 3, H, W\]"):
+        NORMALISATION["cifar"](images)
+
+
+def test_grey_image_under_the_normalisation_of_colours_is_an_error():
+    with pytest.raises(ArgumentError, match="Choose one with a single mean"):
+        per_image("cifar-weak")(pixels(1, 1)[0])
+    assert per_image("cifar-weak", "mnist")(pixels(1, 1)[0]).shape == (1, 32, 32)
 
 
 @pytest.mark.parametrize("name", ["cifar-weak", "cifar-strong", "sade-view", "none"])
