@@ -73,6 +73,18 @@ _NAMES: dict[str, str] = {
     "MoEViT": "moeapps.vision.restoration.moe_vit",
     "ModulatedMixture": "moeapps.vision.restoration.modulated_mixture",
     "UncertaintyRouter": "moeapps.vision.restoration.uncertainty_router",
+    "RestorationFrame": "moeapps.vision.restoration.frame",
+    "RestorationLoss": "moeapps.vision.restoration.losses",
+    "PerceptualLoss": "moeapps.vision.restoration.losses",
+    "DownstreamModel": "moeapps.vision.restoration.heads",
+    "SegmentationHead": "moeapps.vision.restoration.heads",
+    "ClassificationHead": "moeapps.vision.restoration.heads",
+    "CrowdCounter": "moeapps.vision.counting.modules",
+    "CountingData": "moeapps.vision.counting.datamodules",
+    "Crowd": "moeapps.vision.counting.crowds",
+    "render_crowd": "moeapps.vision.counting.crowds",
+    "PointFolder": "moeapps.vision.datasets.point_folder",
+    "PointImages": "moeapps.vision.datasets.points",
 }
 
 __all__ = [*_NAMES]
