@@ -12,6 +12,7 @@ from moeapps.vision.longtail.aggregate import (
     PriorCorrected,
     TLCSoft,
     WeightedLogits,
+    answered,
 )
 from moeapps.vision.longtail.evidence import log_engagement
 
@@ -138,3 +139,29 @@ def test_released_tlc_normalises_over_the_batch():
     released = TLCSoft(0.2, batch_normalised=True)
     torch.testing.assert_close(released(LOGITS), (q.unsqueeze(-1) * LOGITS).sum(1))
     assert not torch.allclose(released(LOGITS[:1]), released(LOGITS)[:1])
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float16])
+def test_an_answer_is_finite_however_large(kind):
+    largest = torch.finfo(kind).max
+    rows = [
+        [largest, largest],
+        [-largest, 0.0],
+        [0.0, torch.nan],
+        [torch.inf, 0.0],
+        [-torch.inf] * 2,
+    ]
+    logits = torch.tensor(rows, dtype=kind, requires_grad=True).unsqueeze(1)
+    assert answered(logits).flatten().tolist() == [True, True, False, False, False]
+
+
+def test_an_exported_aggregate_leaves_out_what_is_not_finite(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime", reason='needs pip install "moeapps[onnx]"')
+    logits = torch.tensor([[[1.0, 2.0], [torch.nan, 5.0]], [[3.0, 0.0], [1.0, -torch.inf]]])
+    model = MeanLogits().eval()
+    torch.onnx.export(
+        model, (torch.randn(2, 2, 2),), tmp_path / "m.onnx", dynamo=True, verbose=False
+    )
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
+    (found,) = session.run(None, {session.get_inputs()[0].name: logits.numpy()})
+    assert found.tolist() == model(logits).tolist() == [[1.0, 2.0], [3.0, 0.0]]
