@@ -147,10 +147,12 @@ def cifar100_superclasses(
         DataIntegrityError: A file is truncated, or a class has two superclasses.
     """
     files = locate(CARDS["cifar100-lt"], root=root, download=download)
-    if files["meta"].suffix == ".npz":
-        raise DataNotFoundError(
-            f"{files['meta']} has no superclasses. Put the official files beside it."
-        )
+    for place in ("train", "meta"):
+        if files[place].suffix == ".npz":
+            raise DataNotFoundError(
+                f"{files[place]} has no superclasses and stands in for {place!r}. Put that "
+                "official file beside it."
+            )
     names = _batch(files["meta"], "coarse_label_names")["coarse_label_names"]
     batch = _batch(files["train"], "fine_labels", "coarse_labels")
     with reading(files["train"]):

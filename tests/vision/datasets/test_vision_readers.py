@@ -113,6 +113,17 @@ def test_superclasses_of_cifar100_are_read_and_must_be_unique(tmp_path):
         cifar100_superclasses(tmp_path)
 
 
+@pytest.mark.parametrize("missing", ["train", "meta"])
+def test_superclasses_are_in_both_official_files_and_in_no_stand_in(tmp_path, missing):
+    make_fixture("cifar100-lt", tmp_path)
+    (tmp_path / "cifar100.npz").touch()
+    (tmp_path / "cifar-100-python/test").unlink()
+    assert len(cifar100_superclasses(tmp_path)[1]) == 20
+    (tmp_path / "cifar-100-python" / missing).unlink()
+    with pytest.raises(DataNotFoundError, match=f"superclasses and stands in for {missing!r}"):
+        cifar100_superclasses(tmp_path)
+
+
 @pytest.mark.data
 def test_cifar_counts_on_real_images(real_set):
     real_data = real_set(card("cifar10-lt"))
