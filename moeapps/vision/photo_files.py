@@ -3,6 +3,8 @@
 import io
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,9 +90,28 @@ def read_photo(path: str | Path) -> NDArray[np.uint8]:
         >>> read_photo(path).shape, int(read_photo(path)[0, 0, 2])
         ((2, 3, 3), 7)
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
     path = Path(path)
+    with opened_photo(path) as image:
+        return _eight_bit_colour(ImageOps.exif_transpose(image), path)
+
+
+@contextmanager
+def opened_photo(path: Path, place: str | None = None) -> "Iterator[Image.Image]":
+    """An image of Pillow; any error while it is opened or used names the file.
+
+    Args:
+        path: Any file that Pillow can decode.
+        place: What errors call the file; by default its path.
+
+    Raises:
+        DataNotFoundError: There is no such file, or it may not be read.
+        DataIntegrityError: It is truncated or no image, or has more than :data:`MOST_PIXELS`.
+    """
+    from PIL import Image
+
+    place = place or str(path)
     try:
         with warnings.catch_warnings():
             # Large photos are wanted here; the bound is MOST_PIXELS.
@@ -100,22 +121,28 @@ def read_photo(path: str | Path) -> NDArray[np.uint8]:
             with Image.open(path) as image:
                 if image.width * image.height > MOST_PIXELS:
                     raise DataIntegrityError(
-                        f"{path} claims {image.width} x {image.height} pixels, more than "
+                        f"{place} claims {image.width} x {image.height} pixels, more than "
                         f"{MOST_PIXELS:,}. Make it smaller, or cut it into parts."
                     )
-                turned = ImageOps.exif_transpose(image)
-                return _eight_bit_colour(turned, path)
+                yield image
     except MoeappsError:
         raise
     except FileNotFoundError as error:
-        raise DataNotFoundError(f"{path} is missing. Put it there.") from error
+        raise DataNotFoundError(f"{place} is missing. Put it there.") from error
     except (PermissionError, IsADirectoryError) as error:
-        raise DataNotFoundError(f"{path} cannot be read ({error.strerror}).") from error
+        raise DataNotFoundError(
+            f"{place} cannot be read ({error.strerror}). Expected a file that you may read."
+        ) from error
     except MemoryError:
         raise
+    except Image.DecompressionBombError as error:
+        raise DataIntegrityError(
+            f"{place} claims more pixels than Pillow unpacks ({error}). Make it smaller, or cut "
+            "it into parts."
+        ) from error
     except Exception as error:  # a decoder of foreign bytes may raise anything
         raise DataIntegrityError(
-            f"{path} cannot be decoded ({error}). It is truncated or no image: make or fetch it "
+            f"{place} cannot be decoded ({error}). It is truncated or no image: make or fetch it "
             "again."
         ) from error
 
@@ -166,7 +193,7 @@ def _eight_bit_colour(image: "Image.Image", path: Path) -> NDArray[np.uint8]:
     from PIL import Image
 
     if image.mode.startswith(("I", "F")):
-        grey = _scaled(np.asarray(image), path)
+        grey = scaled_grey(image, str(path))
         return np.repeat(grey[..., None], 3, axis=2)
     if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -175,8 +202,17 @@ def _eight_bit_colour(image: "Image.Image", path: Path) -> NDArray[np.uint8]:
     return np.array(image.convert("RGB"))
 
 
-def _scaled(values: NDArray[np.generic], path: Path) -> NDArray[np.uint8]:
-    """Grey values of more than eight bits, or of floats from 0 to 1, as eight bits."""
+def scaled_grey(image: "Image.Image", place: str) -> NDArray[np.uint8]:
+    """Grey values of sixteen bits, or of floats from 0 to 1, as eight bits ``[H, W]``.
+
+    Args:
+        image: Of a mode that starts with ``I`` or ``F``.
+        place: What the error calls the file.
+
+    Raises:
+        DataIntegrityError: It has other values, whose scale is not known.
+    """
+    values = np.asarray(image)
     if np.issubdtype(values.dtype, np.floating):
         low, high, top = 0.0, 1.0, 1.0
     else:
@@ -184,7 +220,7 @@ def _scaled(values: NDArray[np.generic], path: Path) -> NDArray[np.uint8]:
         top = float(high)
     if not (values.min() >= low and values.max() <= high):  # NaN is neither
         raise DataIntegrityError(
-            f"{path} holds values from {values.min():g} to {values.max():g}, whose scale is not "
+            f"{place} holds values from {values.min():g} to {values.max():g}, whose scale is not "
             f"known. Expected 0 to {high:g}: save it with eight or sixteen bits."
         )
     return np.floor(values.astype(np.float32) * (255 / top) + 0.5).astype(np.uint8)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moeapps.errors import ArgumentError, DataNotFoundError
+from moeapps.errors import ArgumentError, DataIntegrityError, DataNotFoundError
 from moeapps.vision.datasets import ImageFiles, ImageSet
 
 
@@ -148,3 +148,52 @@ def test_file_that_went_missing_or_cannot_be_decoded_is_named(tmp_path):
         files[0]
     with pytest.raises(DataNotFoundError, match=r"gone\.png .*list\.txt, line 9.* is missing"):
         files[1]
+
+
+@pytest.mark.parametrize(("ending", "kind"), [("png", np.uint16), ("tif", np.uint16), ("tif", int)])
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_sixteen_bits_are_scaled_and_not_clipped_to_white(tmp_path, ending, kind, mode):
+    image = pytest.importorskip("PIL.Image", reason='needs pip install "moeapps[vision]"')
+    deep = np.array([[0, 257 * 77, 65_535]], np.int32 if kind is int else kind)
+    image.fromarray(deep).save(tmp_path / f"a.{ending}")
+    pixels = ImageFiles(tmp_path, np.array([f"a.{ending}"]), mode)[0]
+    assert pixels.dtype == np.uint8
+    assert pixels[0].tolist() == [[v] * (1 if mode == "L" else 3) for v in (0, 77, 255)]
+
+
+def test_values_without_a_known_scale_are_an_error(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason='needs pip install "moeapps[vision]"')
+    image.fromarray(np.array([[0.0, 700.0]], np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(DataIntegrityError, match=r"a\.tif holds values from 0 to 700"):
+        ImageFiles(tmp_path, np.array(["a.tif"]))[0]
+
+
+def test_photographs_are_not_turned_nor_laid_over_white(tmp_path):
+    image = pytest.importorskip("PIL.Image", reason='needs pip install "moeapps[vision]"')
+    exif = image.Exif()
+    exif[0x0112] = 6
+    image.fromarray(np.zeros((2, 5, 4), np.uint8)).save(tmp_path / "a.png", exif=exif)
+    assert not ImageFiles(tmp_path, np.array(["a.png"]))[0].any()
+    assert ImageFiles(tmp_path, np.array(["a.png"]))[0].shape == (2, 5, 3)
+
+
+def test_files_that_are_too_large_or_may_not_be_read_are_not_called_truncated(
+    tmp_path, monkeypatch
+):
+    image = pytest.importorskip("PIL.Image", reason='needs pip install "moeapps[vision]"')
+    image.new("L", (40, 30)).save(tmp_path / "a.png")
+    files = ImageFiles(tmp_path, np.array(["a.png"]), "L", tmp_path / "list.txt", np.array([3]))
+    for limit in (500, 1000):  # an error and a warning of Pillow's
+        monkeypatch.setattr(image, "MAX_IMAGE_PIXELS", limit)
+        if limit == 1000:
+            assert files[0].shape == (30, 40, 1)
+            continue
+        with pytest.raises(DataIntegrityError, match=r"list\.txt, line 3\) claims more pixels"):
+            files[0]
+
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(image, "open", refuse)
+    with pytest.raises(DataNotFoundError, match=r"line 3\) cannot be read \(Permission denied\)"):
+        files[0]
