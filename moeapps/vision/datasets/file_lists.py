@@ -1,6 +1,6 @@
 """ImageNet-LT, Places-LT and iNaturalist 2018 from their text lists of paths and labels."""
 
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import numpy as np
 
@@ -147,7 +147,9 @@ def read(
 def read_file_list(
     path: str | Path, folder: str | Path, classes: int | None = None, *, mode: str = "RGB"
 ) -> ImageSet:
-    """Read a text list with one ``relative/path label`` per line.
+    """Read a text list in UTF-8 with one ``relative/path label`` per line.
+
+    Paths may be written as on Windows, with backslashes.
 
     Args:
         path: The list.
@@ -157,26 +159,32 @@ def read_file_list(
 
     Raises:
         DataNotFoundError: The list is missing, or an image: with its list and line.
-        DataIntegrityError: A line is malformed, a label out of range, or the list empty.
+        DataIntegrityError: A line is malformed or not UTF-8, a label out of range, or the list
+            empty.
     """
     path, folder = Path(path), Path(folder)
     if not path.is_file():
         raise DataNotFoundError(f"{path} is not there. Pass the path of a list of images.")
     most = MOST_CLASSES if classes is None else classes
     names, labels, lines = [], [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        content = path.read_text(encoding="utf-8-sig")  # Windows marks its texts
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise _wrong(path, line, "not UTF-8, which every list is read as") from error
+    for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
         name, *rest = line.rsplit(maxsplit=1)
         # int() refuses more digits than there are in any label.
         if not rest or not (label := rest[0]).isdecimal() or len(label) > 18:
             raise _wrong(path, number, f"{line!r} is not a path and a label from 0 up")
-        place = PurePosixPath(name.strip())
-        if place.is_absolute() or ".." in place.parts:
+        place = (PureWindowsPath if "\\" in name else PurePosixPath)(name.strip())
+        if place.anchor or ".." in place.parts:
             raise _wrong(path, number, f"{name!r} points outside the folder of the images")
         if int(label) >= most:
             raise _wrong(path, number, f"label {label} is out of range for {most:,} classes")
-        names.append(str(place))
+        names.append(place.as_posix())
         labels.append(int(label))
         lines.append(number)
     if not names:

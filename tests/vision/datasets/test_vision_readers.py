@@ -273,6 +273,9 @@ def test_images_may_lie_elsewhere(tmp_path):
         ("a.png 3", "line 2: label 3 is out of range for 3 classes"),
         ("../a.png 0", "points outside"),
         ("/etc/a.png 0", "points outside"),
+        (r"C:\a.png 0", "points outside"),
+        (r"\a.png 0", "points outside"),
+        (r"b\..\a.png 0", "points outside"),
     ],
 )
 def test_malformed_line_is_named(tmp_path, line, message):
@@ -297,6 +300,32 @@ def test_paths_with_spaces_tabs_and_empty_lines_are_read(tmp_path):
     assert data.labels.tolist() == [2, 0]
     assert data.class_counts.tolist() == [1, 0, 1]
     assert data[1][0].shape == (1, 4, 4)
+
+
+def test_list_written_on_windows_is_read(tmp_path):
+    (tmp_path / "kätzchen").mkdir()
+    image.new("L", (4, 4)).save(tmp_path / "kätzchen/a.png")
+    lines = "kätzchen\\a.png 1\r\nkätzchen/a.png 0\r\n"
+    (tmp_path / "list.txt").write_bytes(lines.encode("utf-8-sig"))
+    data = read_file_list(tmp_path / "list.txt", tmp_path)
+    assert data.labels.tolist() == [1, 0]
+    assert data.images.names.tolist() == ["kätzchen/a.png"] * 2
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_list_in_another_encoding_is_named_with_its_line(tmp_path, encoding):
+    image.new("L", (4, 4)).save(tmp_path / "a.png")
+    (tmp_path / "list.txt").write_bytes("a.png 0\nkätzchen.png 1\n".encode(encoding))
+    line = 2 if encoding == "latin-1" else 1
+    with pytest.raises(DataIntegrityError, match=rf"list\.txt, line {line}: not UTF-8"):
+        read_file_list(tmp_path / "list.txt", tmp_path)
+
+
+def test_line_of_an_error_is_that_of_an_editor(tmp_path):
+    image.new("L", (4, 4)).save(tmp_path / "a\u2028b.png")
+    (tmp_path / "list.txt").write_text("a\u2028b.png 0\nwrong\n", encoding="utf-8")
+    with pytest.raises(DataIntegrityError, match="line 2: 'wrong'"):
+        read_file_list(tmp_path / "list.txt", tmp_path)
 
 
 def test_shift_follows_the_training_counts_of_a_list(tmp_path):
