@@ -20,6 +20,8 @@ _SPECIALISTS = "moeapps.vision.specialists.modules"
 # Short names a configuration may use for ``class_path``.
 CLASSES = {
     "AdversarialClassifier": "moeapps.vision.robust.modules.AdversarialClassifier",
+    "CountingData": "moeapps.vision.counting.datamodules.CountingData",
+    "CrowdCounter": "moeapps.vision.counting.modules.CrowdCounter",
     "KnowledgeConcentrationModule": f"{_SPECIALISTS}.KnowledgeConcentrationModule",
     "LongTailClassifier": "moeapps.vision.longtail.modules.LongTailClassifier",
     "LongTailData": "moeapps.vision.longtail.datamodules.LongTailData",

@@ -85,6 +85,16 @@ _NAMES: dict[str, str] = {
     "render_crowd": "moeapps.vision.counting.crowds",
     "PointFolder": "moeapps.vision.datasets.point_folder",
     "PointImages": "moeapps.vision.datasets.points",
+    "HMoDE": "moeapps.vision.counting.hmode",
+    "FlatDensityCounter": "moeapps.vision.counting.hmode",
+    "SingleDensityCounter": "moeapps.vision.counting.hmode",
+    "CountingNetwork": "moeapps.vision.counting.network",
+    "HierarchicalDensityMixture": "moeapps.vision.counting.density_mixture",
+    "FlatDensityMixture": "moeapps.vision.counting.density_mixture",
+    "SingleDensity": "moeapps.vision.counting.density_mixture",
+    "density_map": "moeapps.vision.counting.density_maps",
+    "counting_terms": "moeapps.vision.counting.losses",
+    "CountingMetrics": "moeapps.vision.counting.metrics",
 }
 
 __all__ = [*_NAMES]
