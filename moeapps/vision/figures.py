@@ -5,11 +5,12 @@ from collections.abc import Mapping
 import numpy as np
 from matplotlib.figure import Figure
 
+from moeapps.vision.counting import figures as counting
 from moeapps.vision.longtail import figures as longtail
 from moeapps.vision.robust import figures as robust
 from moeapps.vision.specialists import report as specialists
 
-PARTS = (robust, longtail, specialists)
+PARTS = (robust, longtail, specialists, counting)
 CAPTIONS = {name: text for part in PARTS for name, text in part.CAPTIONS.items()}
 
 

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moeapps.training.report import Section
+from moeapps.vision.counting import sections as counting
 from moeapps.vision.longtail import sections as longtail
 from moeapps.vision.robust import sections as robust
 from moeapps.vision.specialists import report as specialists
@@ -17,5 +18,5 @@ def sections(results: Mapping[str, NDArray[np.generic]]) -> list[Section]:
     Args:
         results: Arrays of ``results.npz``.
     """
-    parts = (robust, longtail, specialists)
+    parts = (robust, longtail, specialists, counting)
     return [section for part in parts for section in part.sections(results)]
