@@ -16,6 +16,7 @@ from moeapps.errors import ArgumentError, UnknownNameError
 
 Counts = NDArray[np.int64]
 _MOST = 1_000_000_000  # images of one class, so also their ratio
+_TOO_MANY = 2**62  # for an int64
 
 
 def exponential_counts(largest: float, imbalance: float, classes: int) -> Counts:
@@ -30,7 +31,7 @@ def exponential_counts(largest: float, imbalance: float, classes: int) -> Counts
         >>> exponential_counts(5000, 100, 10).tolist()
         [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
     """
-    ratio = 1 / _checked_imbalance(imbalance)
+    largest, ratio = _checked_largest(largest), 1 / _checked_imbalance(imbalance)
     last = max(classes - 1, 1)
     # Python's power on purpose: the recipe is rounded down, so the last bit may count.
     return np.array([int(largest * ratio ** (j / last)) for j in range(classes)], np.int64)
@@ -48,7 +49,7 @@ def step_counts(largest: float, imbalance: float, classes: int) -> Counts:
         >>> step_counts(500, 100, 4).tolist()
         [500, 500, 5, 5]
     """
-    small = int(largest * (1 / _checked_imbalance(imbalance)))
+    small = int(_checked_largest(largest) * (1 / _checked_imbalance(imbalance)))
     half = classes // 2
     return np.array([int(largest)] * half + [small] * (classes - half), np.int64)
 
@@ -69,7 +70,7 @@ def tlc_counts(largest: float, classes: int) -> Counts:
         >>> tlc_counts(500, 100)[[0, -1]].tolist(), int(tlc_counts(500, 100).sum())
         ([500, 7], 11222)
     """
-    decay = 0.219714 * classes
+    largest, decay = _checked_largest(largest), 0.219714 * classes
     counts = [int(largest * math.exp(-j / decay) + 0.5) + 1 for j in range(classes)]
     return np.minimum(np.array(counts, np.int64), int(largest))
 
@@ -108,6 +109,14 @@ def _fullest(
         fits = bool((counts(middle, imbalance, classes) <= available).all())
         low, high = (middle, high) if fits else (low, middle)
     return counts(low, imbalance, classes)
+
+
+def _checked_largest(largest: float) -> float:
+    if not 0 <= largest < _TOO_MANY:
+        raise ArgumentError(
+            f"largest={largest} is no number of images. Pass how many the head class has."
+        )
+    return largest
 
 
 def _checked_imbalance(imbalance: float) -> float:

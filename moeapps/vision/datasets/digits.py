@@ -1,6 +1,7 @@
 """Sets from scikit-learn's digits: long-tailed digits, and a hundred classes of pairs of digits."""
 
 import functools
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,10 +87,10 @@ def pair_digits(
     """
     if not 1 <= per_digit <= 60:
         raise ArgumentError(f"per_digit={per_digit}: choose 1 to 60, other digits are held out.")
-    if min(val_per_class, test_per_class) < 1 or noise < 0:
+    if min(val_per_class, test_per_class) < 1 or not 0 <= noise < math.inf:
         raise ArgumentError(
             f"val_per_class={val_per_class}, test_per_class={test_per_class}, noise={noise}: "
-            "expected at least one image per class and no negative noise."
+            "expected at least one image per class and noise that is finite and not negative."
         )
     counts = exponential_counts(largest, imbalance, 100)
     if counts.min() < 1:

@@ -32,9 +32,10 @@ def long_tail_rows(
         raise ArgumentError("The set is empty. Pass one with images of every class.")
     available = np.bincount(labels, minlength=classes)
     ranked = np.arange(classes) if order is None else np.asarray(order)
-    if sorted(ranked.tolist()) != list(range(classes)):
+    if ranked.dtype.kind not in "iu" or not np.array_equal(np.sort(ranked), np.arange(classes)):
         raise ArgumentError(
-            f"order names {len(ranked)} classes. Name each of the {classes} classes once."
+            f"order={order} is no order of the classes. Name each of the {classes} classes once, "
+            "by its number."
         )
     ranked = ranked[::-1] if reverse else ranked
     counts = np.empty(classes, np.int64)
@@ -196,7 +197,7 @@ def shifted_test(
     """
     if shift == "uniform":
         return test
-    direction, _, ratio = shift.partition("-")
+    direction, _, ratio = str(shift).partition("-")
     if direction not in ("forward", "backward") or not ratio.isdecimal() or float(ratio) < 1:
         raise ArgumentError(
             f"test={shift!r} is no shift. Choose 'uniform', 'forward-50' or 'backward-50' "

@@ -81,7 +81,9 @@ def test_noise_has_the_deviation_asked_for():
 
 
 def test_pair_arguments_out_of_range_are_refused():
-    for wrong in ({"per_digit": 61}, {"test_per_class": 0}, {"noise": -1}, {"imbalance": 1000}):
+    beyond = ({"noise": float("nan")}, {"noise": float("inf")}, {"largest": float("nan")})
+    small = ({"test_per_class": 0}, {"noise": -1})
+    for wrong in ({"per_digit": 61}, {"imbalance": 1000}, *small, *beyond):
         with pytest.raises(ArgumentError):
             pair_digits(**wrong)
 

@@ -90,8 +90,9 @@ def test_choice_follows_the_seed_and_leaves_the_global_generator_alone():
 def test_reverse_and_order_say_which_class_is_the_head():
     assert long_tail(even(), 4, reverse=True).class_counts.tolist() == [5, 7, 12, 20]
     assert long_tail(even(), 4, order=[2, 0, 1, 3]).class_counts.tolist() == [12, 7, 20, 5]
-    with pytest.raises(ArgumentError, match="Name each of the 4 classes once"):
-        long_tail(even(), 4, order=[0, 1, 1, 3])
+    for wrong in ([0, 1, 1, 3], "abcd", [[0, 1], [2, 3]], [0.0, 1.0, 2.0, 3.0]):
+        with pytest.raises(ArgumentError, match="Name each of the 4 classes once"):
+            long_tail(even(), 4, order=wrong)
 
 
 def test_unbalanced_sets_give_the_fullest_profile_that_fits():
@@ -121,6 +122,12 @@ def test_kinds_and_imbalances_that_make_no_sense_are_refused():
             exponential_counts(10, wrong, 3)
         with pytest.raises(ArgumentError, match="below 1 or above"):
             long_tail(even(), wrong)
+    for wrong in (float("nan"), float("inf"), 10**30, -1):
+        for call in (exponential_counts, step_counts):
+            with pytest.raises(ArgumentError, match="is no number of images"):
+                call(wrong, 4, 3)
+        with pytest.raises(ArgumentError, match="is no number of images"):
+            tlc_counts(wrong, 3)
     for kind, imbalance in (("exponential", 4), ("step", 4), ("tlc", None)):
         for largest in (0, -5):
             with pytest.raises(ArgumentError, match=f"largest={largest} leaves the head without"):
@@ -273,7 +280,7 @@ def test_shifts_of_the_test_set():
     assert shifted_test(test, "backward-4").class_counts.tolist() == [5, 7, 12, 20]
     ordered = shifted_test(test, "backward-4", order=[3, 2, 1, 0])
     assert ordered.class_counts.tolist() == [20, 12, 7, 5]
-    for wrong in ("forward", "sideways-5", "forward-0", "backward--2", "forward-²"):
+    for wrong in ("forward", "sideways-5", "forward-0", "backward--2", "forward-²", 5, None):
         with pytest.raises(ArgumentError, match="is no shift"):
             shifted_test(test, wrong)
     with pytest.raises(ArgumentError, match="above 1,000,000,000"):
