@@ -170,8 +170,8 @@ def read_file_list(
     try:
         content = path.read_text(encoding="utf-8-sig")  # Windows marks its texts
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise _wrong(path, line, "not UTF-8, which every list is read as") from error
+        number = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise _wrong(path, number, "not UTF-8, which every list is read as") from error
     for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
