@@ -4,6 +4,7 @@ import fnmatch
 import importlib
 import inspect
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -95,6 +96,37 @@ class Catalogue(Mapping[str, str]):
                     f"It takes {', '.join(takes) or 'no further arguments'}."
                 )
             return read(card, **given, **args)
+
+    def make_fixture(
+        self, name: str, root: str | Path, size: tuple[str, int], seed: int, *, least: int
+    ) -> Path:
+        """Call ``make_fixture(card, root, size, seed)`` of the module of a set with files.
+
+        Args:
+            name: Of the set.
+            root: Data home to write below; the folders of the files are made.
+            size: What is counted, as errors call it, and how many.
+            seed: Of the content.
+            least: Smallest size.
+
+        Returns:
+            The folder of the first file.
+
+        Raises:
+            UnknownNameError: With the closest names.
+            ArgumentError: The set has no files, or the size is too small.
+        """
+        known, root = self.card(name), Path(root)
+        if not known.files:
+            raise ArgumentError(f"{known.name} has no files of its own. Load it by name.")
+        if not size[1] >= least:
+            raise ArgumentError(
+                f"{size[0]}={size[1]} is too small for the splits. Choose {least} or more."
+            )
+        for file in known.files:
+            (root / file.path).parent.mkdir(parents=True, exist_ok=True)
+        self.module(known.name).make_fixture(known, root, size[1], seed)
+        return (root / known.files[0].path).parent
 
     def _import(self, module: str) -> ModuleType:
         return importlib.import_module(f"{self.package}.{module}")

@@ -1,10 +1,12 @@
 """The table of a domain's data sets: names, cards, readers and their arguments."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 
 from moeapps.data import DatasetCard
+from moeapps.data.card import DataFile
 from moeapps.data.catalogue import Catalogue
 from moeapps.errors import ArgumentError, MissingExtraError, UnknownNameError
 
@@ -24,6 +26,10 @@ def read(card, *, root=None, size=1):
 
 def read_any(card, *, root=None, **more):
     return card.name, root, more
+
+
+def make_fixture(card, root, size, seed):
+    (root / card.files[0].path).write_text(f"{size} {seed}")
 
 
 def read_missing(card, *, root=None):
@@ -83,3 +89,17 @@ def test_package_missing_inside_a_reader_names_the_extra(table):
     broken = Catalogue("shop.toys", {"big-dots": "dots:read_missing"})
     with pytest.raises(MissingExtraError, match=r"moeapps\[toys\]"):
         broken.read(broken.card("big-dots"), {"root": None}, {})
+
+
+def test_fixture_is_made_in_the_folder_of_the_files(table, tmp_path):
+    with pytest.raises(ArgumentError, match=r"big-dots has no files of its own"):
+        table.make_fixture("big-dots", tmp_path, ("dots", 9), 0, least=3)
+    cards = table.module("big-dots").CARDS
+    cards["big-dots"] = replace(cards["big-dots"], files=(DataFile("deep/dots.txt"),))
+    for wrong in (2, float("nan")):
+        with pytest.raises(ArgumentError, match=f"dots={wrong} is too small.*Choose 3 or more"):
+            table.make_fixture("big-dots", tmp_path / "home", ("dots", wrong), 0, least=3)
+    assert not (tmp_path / "home").exists()
+    folder = table.make_fixture("BIG_DOTS", str(tmp_path / "home"), ("dots", 3), 7, least=3)
+    assert folder == tmp_path / "home/deep"
+    assert (folder / "dots.txt").read_text() == "3 7"

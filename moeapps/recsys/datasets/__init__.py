@@ -113,12 +113,4 @@ def make_fixture(name: str, root: str | Path, rows: int = 400, seed: int = 0) ->
         UnknownNameError: With the closest names.
         ArgumentError: The set has no files, or there are less than 40 rows.
     """
-    known = card(name)
-    if not known.files:
-        raise ArgumentError(f"{known.name} has no files: it is made from a seed. Load it by name.")
-    if rows < 40:
-        raise ArgumentError(f"rows={rows} is too small for three splits. Choose 40 or more.")
-    for file in known.files:
-        (Path(root) / file.path).parent.mkdir(parents=True, exist_ok=True)
-    DATASETS.module(known.name).make_fixture(known, Path(root), rows, seed)
-    return (Path(root) / known.files[0].path).parent
+    return DATASETS.make_fixture(name, root, ("rows", rows), seed, least=40)

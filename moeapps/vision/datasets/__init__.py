@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moeapps.data.catalogue import Catalogue
-from moeapps.errors import ArgumentError, DataIntegrityError
+from moeapps.errors import DataIntegrityError
 from moeapps.lazy import lazy_names
 
 DATASETS = Catalogue(
@@ -125,12 +125,4 @@ def make_fixture(name: str, root: str | Path, images: int = 60, seed: int = 0) -
         UnknownNameError: With the closest names.
         ArgumentError: The set has no files, or there are less than 20 images.
     """
-    known = card(name)
-    if not known.files:
-        raise ArgumentError(f"{known.name} has no files of its own. Load it by name.")
-    if images < 20:
-        raise ArgumentError(f"images={images} is too small for the splits. Choose 20 or more.")
-    for file in known.files:
-        (Path(root) / file.path).parent.mkdir(parents=True, exist_ok=True)
-    DATASETS.module(known.name).make_fixture(known, Path(root), images, seed)
-    return (Path(root) / known.files[0].path).parent
+    return DATASETS.make_fixture(name, root, ("images", images), seed, least=20)

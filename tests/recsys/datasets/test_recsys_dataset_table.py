@@ -153,7 +153,7 @@ def test_unknown_argument_and_split_are_named():
 
 
 def test_fixtures_of_made_sets_and_tiny_ones_are_refused(tmp_path):
-    with pytest.raises(errors.ArgumentError, match="made from a seed"):
+    with pytest.raises(errors.ArgumentError, match="no files of its own"):
         make_fixture("short-video", tmp_path)
     with pytest.raises(errors.ArgumentError, match="rows=3 is too small"):
         make_fixture("tiktok", tmp_path, rows=3)
