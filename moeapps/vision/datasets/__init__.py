@@ -42,6 +42,15 @@ DATASETS = Catalogue(
         "trancos": "trancos:read",
         "vgg-cells": "vgg_cells:read",
         "rendered-crowds": "rendered_crowds:read",
+        "allweather": "weather_pairs:read",
+        "snow100k": "weather_pairs:read",
+        "raindrop": "weather_pairs:read",
+        "outdoor-rain": "weather_pairs:read",
+        "rain13k": "weather_pairs:read",
+        "raincityscapes": "weather_pairs:read",
+        "reside": "weather_pairs:read",
+        "bundled-photos": "weather_photos:read_bundled",
+        "bsds500": "weather_photos:read_bsds500",
     },
 )
 list_datasets = DATASETS.names
@@ -53,6 +62,9 @@ _NAMES = {
     "ImageFiles": f"{_HERE}.images",
     "ImageSet": f"{_HERE}.images",
     "LongTailSubset": f"{_HERE}.imbalance",
+    "PairedFolder": f"{_HERE}.paired_images",
+    "PairedImages": f"{_HERE}.paired_images",
+    "PairedSplits": f"{_HERE}.paired_images",
     "PointFolder": f"{_HERE}.point_folder",
     "PointImages": f"{_HERE}.points",
     "PointSplits": f"{_HERE}.points",
@@ -62,6 +74,10 @@ _NAMES = {
     "long_tail": f"{_HERE}.imbalance",
     "read_file_list": f"{_HERE}.file_lists",
     "read_image_folder": f"{_HERE}.image_folder",
+    "read_pair_list": f"{_HERE}.paired_images",
+    "read_paired_folder": f"{_HERE}.paired_images",
+    "read_photo_folder": f"{_HERE}.weather_photos",
+    "under_weather": f"{_HERE}.weather_photos",
     "read_npz": f"{_HERE}.npz",
     "read_point_folder": f"{_HERE}.point_folder",
     "pair_digits": f"{_HERE}.digits",
@@ -86,7 +102,8 @@ def load(name: str, *, root: str | Path | None = None, download: bool = False, *
 
     Returns:
         :class:`~moeapps.vision.datasets.images.Splits` with ``train``, ``val`` (or None) and
-        ``test``; for attribute sets an ``AttributeSet``, for sets of counting a ``PointSplits``.
+        ``test``; for attribute sets an ``AttributeSet``, for sets of counting a ``PointSplits``,
+        for sets of restoration a ``PairedSplits``.
 
     Raises:
         UnknownNameError: With the closest names.
