@@ -98,6 +98,20 @@ def _restorer(
     )
 
 
+_CROWDS = {
+    "backbone": "plain",
+    "backbone_args": {"widths": [6, 8, 8], "first_stride": 1, "depth": 1},
+    "strides": [1, 2, 4],
+    "decoder_width": 6,
+    "expert_width": 8,
+}
+
+
+def _counter(name: str, summary: str, paper: str, *tags: str, **more: Any) -> ModelEntry:
+    target = f"moeapps.vision.counting.hmode:{name}"
+    return ModelEntry("vision", target, "crowd counting", summary, paper, {**_CROWDS, **more}, tags)
+
+
 MODELS: dict[str, ModelEntry] = {
     "mlp": ModelEntry(
         "graphs", f"{_EXPERTS}:mlp", _NODE, "MLP on a node's own features", "-", _SMALL, ("weak",)
@@ -455,6 +469,25 @@ MODELS: dict[str, ModelEntry] = {
         "Zhu et al., TAME, CVPR workshop on continual learning 2024",
         {"seed": 1},
         ("mixture",),
+    ),
+    "hmode": _counter(
+        "HMoDE",
+        "Density experts of several scales, mixed in overlapping groups, and the groups mixed",
+        "Du et al., IEEE TIP 2023",
+        "mixture",
+        gate_widths=[8],
+        second_widths=[8],
+        attention_widths=[8],
+    ),
+    "flat_density_mixture": _counter(
+        "FlatDensityCounter",
+        "The same density experts under one softmax per pixel",
+        "-",
+        "mixture",
+        gate_widths=[8],
+    ),
+    "single_density": _counter(
+        "SingleDensityCounter", "The encoder and decoder of HMoDE with one density head", "-"
     ),
 }
 

@@ -15,6 +15,7 @@ TASKS = (
     "multi-task ranking",
     "image classification",
     "image restoration",
+    "crowd counting",
 )
 
 
@@ -144,4 +145,29 @@ def _image_restoration(
     )
 
 
-_MAKERS = (_node_classification, _ranking, _image_classification, _image_restoration)
+def _crowd_counting(
+    arguments: dict[str, Any], num_images: int, generator: torch.Generator
+) -> Example:
+    """Bright blobs in pictures of 12 x 16 pixels; the target is their density."""
+    x, y = torch.arange(16.0), torch.arange(12.0).unsqueeze(1)
+    centres = torch.rand(num_images, 2, 3, 1, 1, generator=generator) * torch.tensor(
+        [16.0, 12.0]
+    ).view(2, 1, 1, 1)
+    blobs = (-((x - centres[:, 0]) ** 2 + (y - centres[:, 1]) ** 2) / 8).exp().sum(1, keepdim=True)
+    density = 3 * blobs / blobs.sum((2, 3), keepdim=True)
+    noise = 0.02 * torch.rand(num_images, 3, 12, 16, generator=generator)
+    return Example(
+        {"images": (0.3 * blobs + noise).clamp(max=1)},
+        density,
+        tuple(density.shape),
+        {"images": {0: "images"}},
+    )
+
+
+_MAKERS = (
+    _node_classification,
+    _ranking,
+    _image_classification,
+    _image_restoration,
+    _crowd_counting,
+)

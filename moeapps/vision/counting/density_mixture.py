@@ -169,7 +169,7 @@ class SingleDensity(nn.Module):
     def forward(self, maps: Tensor, features: Tensor) -> dict[str, Any]:
         """The map itself."""
         maps = _at_least_float32(maps)
-        ones = maps.new_ones(len(maps), 1, *features.shape[-2:])
+        ones = torch.ones_like(features[:, :1], dtype=maps.dtype)
         return _without_groups(maps, maps, [], ones, maps.new_zeros(()))
 
 

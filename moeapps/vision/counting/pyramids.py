@@ -58,13 +58,14 @@ class VGGPyramid(Pyramid):
 
 
 class PlainPyramid(Pyramid):
-    """A small network for small images: per stride some 3x3 convolutions with batch norm.
+    """A small network for small images: per stride some 3x3 convolutions.
 
     Args:
         strides: Which maps.
         widths: Channels at every stride from ``first_stride`` on.
         first_stride: Of the first convolution.
         depth: Convolutions per stride.
+        norm: Batch norm after each.
         weights: Local file of its state dict.
 
     Example:
@@ -79,6 +80,7 @@ class PlainPyramid(Pyramid):
         widths: Sequence[int] = (16, 32, 64),
         first_stride: int = 2,
         depth: int = 2,
+        norm: bool = True,
         weights: str | Path | None = None,
     ) -> None:
         super().__init__()
@@ -89,9 +91,12 @@ class PlainPyramid(Pyramid):
             layers: list[nn.Module] = [] if stride == first_stride else [nn.MaxPool2d(2)]
             for i in range(depth):
                 step = first_stride if stride == first_stride and i == 0 else 1
-                conv = nn.Conv2d(inputs, width, 3, step, padding=1, bias=False)
+                conv = nn.Conv2d(inputs, width, 3, step, padding=1, bias=not norm)
                 nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-                layers += [conv, nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+                if conv.bias is not None:
+                    nn.init.zeros_(conv.bias)
+                layers += [conv, nn.BatchNorm2d(width)] if norm else [conv]
+                layers.append(nn.ReLU(inplace=True))
                 inputs = width
             stages.append(nn.Sequential(*layers))
         self.places = [known.index(stride) for stride in strides]
