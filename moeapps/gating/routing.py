@@ -5,12 +5,13 @@ row, ``C`` capacity, ``S`` slots per expert, ``T`` gates per row.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from moeapps.errors import ArgumentError, GateError
 
@@ -336,4 +337,32 @@ def _require(holds: bool, rule: str) -> None:
         raise GateError(f"invalid routing: {rule}. Build it with moeapps.gating.selections.")
 
 
-torch.export.register_dataclass(Routing, serialized_type_name="moeapps.gating.routing.Routing")
+# A tree of tensors to torch.export. The plain fields go beside the leaves: a saved program with
+# text among its outputs could not be loaded again. The process that loads it has to import this.
+_PLAIN = ("num_experts", "layout")
+_TREE = tuple(each.name for each in dataclasses.fields(Routing) if each.name not in _PLAIN)
+
+
+def _flatten(routing: Routing) -> tuple[list[Any], list[Any]]:
+    return [getattr(routing, name) for name in _TREE], [getattr(routing, name) for name in _PLAIN]
+
+
+def _flatten_with_keys(routing: Routing) -> tuple[list[tuple[Any, Any]], list[Any]]:
+    leaves, plain = _flatten(routing)
+    return [
+        (pytree.GetAttrKey(name), leaf) for name, leaf in zip(_TREE, leaves, strict=True)
+    ], plain
+
+
+def _unflatten(leaves: Iterable[Any], plain: list[Any]) -> Routing:
+    given = {**dict(zip(_TREE, leaves, strict=True)), **dict(zip(_PLAIN, plain, strict=True))}
+    return Routing(**given)
+
+
+pytree.register_pytree_node(
+    Routing,
+    _flatten,
+    _unflatten,
+    serialized_type_name="moeapps.gating.routing.Routing",
+    flatten_with_keys_fn=_flatten_with_keys,
+)

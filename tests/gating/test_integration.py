@@ -1,6 +1,7 @@
 """The whole layer under compile, export, autocast, DDP, checkpointing and deterministic mode."""
 
 import copy
+import dataclasses
 import os
 import socket
 
@@ -26,6 +27,7 @@ from moeapps.gating import (
     StackedMLP,
     Tasks,
     capacity,
+    expert_choice,
     record,
     softmax,
     topk,
@@ -111,6 +113,22 @@ def test_routing_can_be_exported_as_an_output():
     _, routing = program.module()(rows(9))
     assert isinstance(routing, Routing)
     assert routing.indices.shape == (9, 2)
+
+
+@pytest.mark.parametrize("layout", ["token", "expert"])
+def test_a_saved_program_gives_a_routing_again(layout, tmp_path):
+    select = {"token": topk(2), "expert": expert_choice(capacity=2)}[layout]
+    gate = Gate(Linear(D, E), select).eval()
+    x = rows(12).unsqueeze(0) if layout == "expert" else rows(12)
+    torch.export.save(torch.export.export(gate, (x,)), tmp_path / "gate.pt2")
+    found, expected = torch.export.load(tmp_path / "gate.pt2").module()(x), gate(x)
+    assert isinstance(found, Routing)
+    for field in dataclasses.fields(Routing):
+        ours, theirs = getattr(expected, field.name), getattr(found, field.name)
+        if isinstance(ours, torch.Tensor):
+            torch.testing.assert_close(theirs, ours, msg=field.name)
+        else:
+            assert theirs == ours, field.name
 
 
 @pytest.mark.parametrize("name", ["topk", "modules"])
