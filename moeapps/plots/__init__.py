@@ -7,8 +7,10 @@ _NAMES = {
     "confidence_against": "moeapps.plots.gates",
     "confidence_histogram": "moeapps.plots.gates",
     "curves_by_turn": "moeapps.plots.curves",
+    "disagreement": "moeapps.plots.experts",
     "expert_utilisation": "moeapps.plots.experts",
     "gate_weights_by_class": "moeapps.plots.gates",
+    "reliability": "moeapps.plots.calibration",
     "training_curves": "moeapps.plots.curves",
 }
 

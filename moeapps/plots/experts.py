@@ -86,3 +86,38 @@ def expert_utilisation(
     axis.set(xlabel="expert", ylabel="layer")
     figure.colorbar(image, ax=axis, label="share of rows").ax.yaxis.set_major_formatter(PERCENT)
     return figure
+
+
+def disagreement(pairs: np.ndarray) -> Figure:
+    """Heat map of how often two experts differ.
+
+    Args:
+        pairs: ``[K, K]``; NaN where no image was answered by both.
+
+    Example:
+        >>> disagreement(np.array([[0.0, 0.3], [0.3, 0.0]])).axes[0].texts[1].get_text()
+        '30%'
+    """
+    count = len(pairs)
+    figure, axis = new_figure(width=1.6 + 0.9 * max(count, 3), height=0.9 + 0.8 * max(count, 3))
+    axis.set(xlabel="expert", ylabel="expert")
+    axis.grid(visible=False)
+    if not count:
+        say_empty(axis)
+        return figure
+    most = max(float(np.nanmax(pairs, initial=0)), 0.01)
+    image = axis.imshow(pairs, cmap=SEQUENTIAL, vmin=0, vmax=most)
+    names = [str(k) for k in range(1, count + 1)]
+    axis.set_xticks(range(count), names)
+    axis.set_yticks(range(count), names)
+    for k in range(count):
+        for other in range(count):
+            share = pairs[k, other]
+            axis.text(
+                other, k, "none" if np.isnan(share) else f"{share:.0%}", ha="center", va="center",
+                color="white" if share <= most / 2 else "black",
+            )  # fmt: skip
+    figure.colorbar(image, ax=axis, label="called differently").ax.yaxis.set_major_formatter(
+        PERCENT
+    )
+    return figure

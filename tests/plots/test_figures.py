@@ -22,6 +22,8 @@ FIGURES = {
     "gate_weights_by_class": lambda c: plots.gate_weights_by_class(
         np.stack([c, 1 - c], 1), np.arange(len(c)) % 3
     ),
+    "disagreement": lambda c: plots.disagreement(np.abs(c[:3, None] - c[None, :3])),
+    "reliability": lambda c: plots.reliability(np.stack([c, c**2, 1 / (len(c) + 0 * c)], 1)),
     "expert_utilisation": lambda c: plots.expert_utilisation(c.reshape(2, -1)[:, :8]),
     "training_curves": lambda c: plots.training_curves(
         np.arange(len(c)), {"train": c, "val": 1 - c}, ylabel="loss"

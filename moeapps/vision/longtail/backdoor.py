@@ -11,7 +11,7 @@ from moeapps.errors import ArgumentError, DataNotFoundError
 from moeapps.lazy import needs_extra
 from moeapps.vision.backbones.branches import Branches, Parts
 from moeapps.vision.longtail.aggregate import MeanProb, PriorCorrected
-from moeapps.vision.longtail.base import LongTailModel, checked_counts
+from moeapps.vision.longtail.base import LongTailModel
 from moeapps.vision.longtail.losses import logit_adjusted_cross_entropy
 
 Statistics = tuple[Sequence[float], Sequence[float]]
@@ -79,16 +79,15 @@ class BackdoorAdjustment(LongTailModel):
         in_channels: int = 3,
     ) -> None:
         nn.Module.__init__(self)  # models instead of a trunk with branches
-        self.num_classes, self.scale, self.lam = num_classes, 1.0, lam
+        self._count(num_classes, class_counts)
+        self.scale, self.lam = 1.0, lam
         if not models:
             raise ArgumentError("models is empty. Give at least one module or name of timm.")
         members = [_Member(model, num_classes, in_channels, normalised_by) for model in models]
         parts = Parts(nn.Identity(), members, features=num_classes, in_channels=in_channels)
         self.backbone = Branches(parts, [nn.Identity() for _ in members])
         self.aggregate = MeanProb()
-        self.register_buffer("class_counts", None)
-        if class_counts is not None:
-            self.class_counts = checked_counts(class_counts, num_classes)
+        if self.class_counts is not None:
             self.aggregate = PriorCorrected(
                 MeanProb(), self.class_counts, test_prior=test_prior, lam=lam
             )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from moeapps.vision.longtail.logit_adjustment import LogitAdjustment
+from moeapps.vision.longtail.schedules import CIFAR
 
 
 class BalPoE(LogitAdjustment):
@@ -44,23 +45,9 @@ class BalPoE(LogitAdjustment):
     """
 
     schedules: ClassVar[dict[str, dict[str, Any]]] = {
-        "cifar": {
-            "epochs": 200,
-            "batch_size": 128,
-            "lr": 0.1,
-            "momentum": 0.9,
-            "nesterov": True,
-            "weight_decay": 5e-4,
-            "milestones": [160, 180],
-            "gamma": 0.1,
-            "warmup_epochs": 5,
-            "mixup_alpha": 0.4,
-        },
-    }
-    schedules["cifar_long"] = schedules["cifar"] | {
-        "epochs": 400,
-        "milestones": [320, 360],
-        "warmup_epochs": 10,
+        "cifar": CIFAR | {"mixup_alpha": 0.4},
+        "cifar_long": CIFAR
+        | {"mixup_alpha": 0.4, "epochs": 400, "milestones": [320, 360], "warmup_epochs": 10},
     }
     schedule = schedules["cifar"]
 

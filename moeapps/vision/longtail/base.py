@@ -76,7 +76,7 @@ class LongTailModel(nn.Module):
             in_channels=in_channels,
             **(backbone_args or {}),
         )
-        self.num_classes = num_classes
+        self._count(num_classes, class_counts)
         self.scale = scale if classifier == "cosine" else 1.0
         heads: list[nn.Module] = []
         for _ in range(num_experts):
@@ -88,6 +88,10 @@ class LongTailModel(nn.Module):
                 heads.append(linear)
         self.backbone = Branches(parts, heads)
         self.aggregate: Aggregator = MeanLogits()
+
+    def _count(self, num_classes: int, class_counts: Sequence[int] | Tensor | None) -> None:
+        """Take the classes, and their counts if they are known."""
+        self.num_classes = num_classes
         self.register_buffer("class_counts", None)
         if class_counts is not None:
             self.class_counts = checked_counts(class_counts, num_classes)

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
-from moeapps.plots import training_curves
-from moeapps.plots.style import COLOURS, MUTED, PERCENT, SEQUENTIAL, new_figure, say_empty
+from moeapps.plots import disagreement, reliability, training_curves
+from moeapps.plots.style import COLOURS, PERCENT, new_figure, say_empty
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -64,9 +64,9 @@ def figures(results: Arrays, metrics: Arrays) -> dict[str, Figure]:
             np.asarray(results["group_sizes"]),
         )
         drawn["classes"] = class_figure(np.asarray(results["class_accuracy"], float)[0], counts)
-        drawn["reliability"] = reliability_figure(np.asarray(results["reliability"], float))
+        drawn["reliability"] = reliability(np.asarray(results["reliability"], float))
     if "disagreement" in results:
-        drawn["disagreement"] = disagreement_figure(np.asarray(results["disagreement"], float))
+        drawn["disagreement"] = disagreement(np.asarray(results["disagreement"], float))
         used = np.asarray(results["experts_used"], float)
         if np.nanmin(used) < len(results["disagreement"]):
             drawn["experts_used"] = used_figure(used, np.asarray(results["class_counts"]))
@@ -153,65 +153,6 @@ def class_figure(accuracy: NDArray[np.float64], counts: NDArray[np.generic]) -> 
             color=COLOURS[1], linewidth=2, marker="s", markersize=4, label="mean of neighbours",
         )  # fmt: skip
         figure.legend(loc="outside upper left", ncols=2, frameon=False)
-    return figure
-
-
-def reliability_figure(bins: NDArray[np.float64]) -> Figure:
-    """Accuracy against confidence.
-
-    Args:
-        bins: Confidence, accuracy and share of the images, ``[bins, 3]``; NaN is left out.
-
-    Example:
-        >>> figure = reliability_figure(np.array([[0.9, 0.8, 1.0]]))
-        >>> figure.axes[0].get_xlabel()
-        'confidence (largest probability)'
-    """
-    figure, axis = new_figure(width=5.2, height=4.6)
-    axis.set(xlabel="confidence (largest probability)", ylabel="accuracy")
-    axis.set(xlim=(0, 1.02), ylim=(0, 1.02))
-    axis.xaxis.set_major_formatter(PERCENT)
-    axis.yaxis.set_major_formatter(PERCENT)
-    axis.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--")
-    seen = bins[~np.isnan(bins).any(1)]
-    if not len(seen):
-        say_empty(axis)
-        return figure
-    axis.plot(seen[:, 0], seen[:, 1], color=COLOURS[0], linewidth=1.5)
-    axis.scatter(seen[:, 0], seen[:, 1], s=12 + 600 * seen[:, 2], color=COLOURS[0], alpha=0.5)
-    error = float((np.abs(seen[:, 0] - seen[:, 1]) * seen[:, 2]).sum())
-    axis.set_title(f"expected calibration error {error:.1%}", fontsize=9, color=MUTED, loc="right")
-    return figure
-
-
-def disagreement_figure(pairs: NDArray[np.float64]) -> Figure:
-    """Heat map of how often two experts differ.
-
-    Args:
-        pairs: ``[K, K]``; NaN where no image was answered by both.
-
-    Example:
-        >>> disagreement_figure(np.array([[0.0, 0.3], [0.3, 0.0]])).axes[0].texts[1].get_text()
-        '30%'
-    """
-    count = len(pairs)
-    figure, axis = new_figure(width=1.6 + 0.9 * max(count, 3), height=0.9 + 0.8 * max(count, 3))
-    axis.grid(visible=False)
-    most = max(float(np.nanmax(pairs, initial=0)), 0.01)
-    image = axis.imshow(pairs, cmap=SEQUENTIAL, vmin=0, vmax=most)
-    names = [f"expert {k}" for k in range(1, count + 1)]
-    axis.set_xticks(range(count), names)
-    axis.set_yticks(range(count), names)
-    for k in range(count):
-        for other in range(count):
-            share = pairs[k, other]
-            axis.text(
-                other, k, "none" if np.isnan(share) else f"{share:.0%}", ha="center", va="center",
-                color="white" if share <= most / 2 else "black",
-            )  # fmt: skip
-    figure.colorbar(image, ax=axis, label="images called differently").ax.yaxis.set_major_formatter(
-        PERCENT
-    )
     return figure
 
 

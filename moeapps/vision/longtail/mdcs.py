@@ -9,6 +9,7 @@ from torch import Tensor
 
 from moeapps.errors import ArgumentError
 from moeapps.vision.longtail.logit_adjustment import LogitAdjustment
+from moeapps.vision.longtail.schedules import CIFAR, SGD
 
 
 class MDCS(LogitAdjustment):
@@ -55,44 +56,24 @@ class MDCS(LogitAdjustment):
 
     views = 2
     schedules: ClassVar[dict[str, dict[str, Any]]] = {
-        "cifar": {
-            "epochs": 400,
-            "batch_size": 64,
-            "lr": 0.1,
-            "momentum": 0.9,
-            "nesterov": True,
-            "weight_decay": 5e-4,
-            "milestones": [200, 320, 380],
-            "gamma": 0.1,
-            "warmup_epochs": 20,
-        },
-        "imagenet": {
-            "epochs": 180,
-            "batch_size": 256,
-            "lr": 0.1,
-            "momentum": 0.9,
-            "nesterov": True,
-            "weight_decay": 5e-4,
-            "cosine": True,
-        },
-        "inaturalist": {
+        "cifar": CIFAR
+        | {"epochs": 400, "batch_size": 64, "milestones": [200, 320, 380], "warmup_epochs": 20},
+        "imagenet": SGD
+        | {"epochs": 180, "batch_size": 256, "lr": 0.1, "weight_decay": 5e-4, "cosine": True},
+        "inaturalist": CIFAR
+        | {
             "epochs": 400,
             "batch_size": 512,
             "lr": 0.2,
-            "momentum": 0.9,
-            "nesterov": True,
             "weight_decay": 2e-4,
             "milestones": [200, 300, 380],
-            "gamma": 0.1,
-            "warmup_epochs": 5,
         },
-        "places": {
+        "places": SGD
+        | {
             "epochs": 30,
             "batch_size": 64,
             "lr": 0.01,
             "trunk_lr": 0.001,
-            "momentum": 0.9,
-            "nesterov": True,
             "weight_decay": 4e-4,
             "milestones": [10, 20],
             "gamma": 0.1,

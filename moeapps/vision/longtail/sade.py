@@ -13,6 +13,7 @@ from moeapps.errors import ArgumentError
 from moeapps.vision.longtail.aggregate import WeightedLogits, answered
 from moeapps.vision.longtail.base import LongTailModel
 from moeapps.vision.longtail.losses import logit_adjusted_cross_entropy
+from moeapps.vision.longtail.schedules import CIFAR, SGD
 
 Views = Sequence[Tensor] | Mapping[str, Tensor]
 
@@ -54,28 +55,11 @@ class SADE(LongTailModel):
     """
 
     schedules: ClassVar[dict[str, dict[str, Any]]] = {
-        "cifar": {
-            "epochs": 200,
-            "batch_size": 128,
-            "lr": 0.1,
-            "momentum": 0.9,
-            "nesterov": True,
-            "weight_decay": 5e-4,
-            "milestones": [160, 180],
-            "gamma": 0.1,
-            "warmup_epochs": 5,
-        },
-        "imagenet": {
-            "epochs": 180,
-            "batch_size": 64,
-            "lr": 0.025,
-            "momentum": 0.9,
-            "nesterov": True,
-            "weight_decay": 5e-4,
-            "cosine": True,
-        },
+        "cifar": CIFAR,
+        "cifar10": CIFAR | {"lr": 0.05},
+        "imagenet": SGD
+        | {"epochs": 180, "batch_size": 64, "lr": 0.025, "weight_decay": 5e-4, "cosine": True},
     }
-    schedules["cifar10"] = schedules["cifar"] | {"lr": 0.05}
     schedule = schedules["cifar"]
 
     def __init__(

@@ -20,6 +20,7 @@ from moeapps.vision.longtail.losses import (
     temperatures,
     with_margins,
 )
+from moeapps.vision.longtail.schedules import CIFAR, SGD
 
 SHARED_STAGES = {"cifar_resnet": 0, "imagenet_resnet": 3}
 """The published sharing: only the stem for small images, three stages of four for large ones."""
@@ -86,29 +87,18 @@ class TLC(LDAM):
     """
 
     schedules: ClassVar[dict[str, dict[str, Any]]] = {
-        "cifar": {
-            "epochs": 200,
-            "batch_size": 128,
-            "lr": 0.1,
-            "momentum": 0.9,
-            "nesterov": True,
-            "weight_decay": 5e-4,
-            "milestones": [160, 180],
-            "gamma": 0.01,
-            "warmup_epochs": 5,
-        },
-        "imagenet": {
+        "cifar": CIFAR | {"gamma": 0.01},
+        "cifar10": CIFAR | {"gamma": 0.01, "weight_decay": 2e-4},
+        "imagenet": SGD
+        | {
             "epochs": 100,
             "batch_size": 256,
             "lr": 0.1,
-            "momentum": 0.9,
-            "nesterov": True,
             "weight_decay": 2e-4,
             "milestones": [60, 80],
             "gamma": 0.1,
         },
     }
-    schedules["cifar10"] = schedules["cifar"] | {"weight_decay": 2e-4}
     schedule = schedules["cifar"]
 
     def __init__(
