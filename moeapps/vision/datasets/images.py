@@ -197,7 +197,7 @@ class ImageSet:
 
         pixels = self._pixels()
         if rows is not None:
-            pixels = pixels[np.asarray(rows)]
+            pixels = pixels[_as_rows(rows)]
         # One pass from pixels to floats: a set of photographs has no room for copies in between.
         images = np.array(pixels.transpose(0, 3, 1, 2), np.float32, order="C")
         if pixels.dtype == np.uint8:
@@ -206,7 +206,7 @@ class ImageSet:
 
     def take(self, rows: "Sequence[int] | NDArray[Any]") -> "ImageSet":
         """The set of some rows, in their order."""
-        rows = np.asarray(rows)
+        rows = _as_rows(rows)
         images = self.images
         chosen = images.take(rows) if isinstance(images, ImageFiles) else images[rows]
         return ImageSet(chosen, self.labels[rows], self.class_names)
@@ -323,6 +323,11 @@ def numbered_classes(labels: NDArray[Any]) -> tuple[str, ...]:
             "Number the classes without gaps, or name them."
         )
     return tuple(map(str, range(largest + 1)))
+
+
+def _as_rows(rows: "Sequence[int] | NDArray[Any]") -> NDArray[Any]:
+    rows = np.asarray(rows)
+    return rows if rows.size else rows.astype(np.int64)  # of an empty list NumPy makes floats
 
 
 def _checked_images(images: Any) -> NDArray[Any]:

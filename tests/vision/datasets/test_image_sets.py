@@ -96,6 +96,12 @@ def test_item_changed_in_place_leaves_the_set_alone(shape, kind):
     assert not data.images.any()
 
 
+def test_no_rows_are_an_empty_set(tmp_path):
+    for images in (blank(), ImageFiles(tmp_path, np.array(["a.png"] * 6))):
+        assert len(ImageSet(images, [0] * 6, ("a",)).take([])) == 0
+    assert ImageSet(blank(), [0] * 6, ("a",)).tensor([]).shape == (0, 3, 4, 5)
+
+
 def test_hold_out_is_stratified_seeded_and_leaves_every_class_an_image():
     labels = np.repeat([0, 1, 2, 3], [50, 10, 4, 1])
     pixels = np.arange(65, dtype=np.uint8).reshape(65, 1, 1)
