@@ -22,6 +22,7 @@ CLASSES = {
     "AdversarialClassifier": "moeapps.vision.robust.modules.AdversarialClassifier",
     "CountingData": "moeapps.vision.counting.datamodules.CountingData",
     "CrowdCounter": "moeapps.vision.counting.modules.CrowdCounter",
+    "ImageRestorer": "moeapps.vision.restoration.modules.ImageRestorer",
     "KnowledgeConcentrationModule": f"{_SPECIALISTS}.KnowledgeConcentrationModule",
     "LongTailClassifier": "moeapps.vision.longtail.modules.LongTailClassifier",
     "LongTailData": "moeapps.vision.longtail.datamodules.LongTailData",
@@ -32,6 +33,7 @@ CLASSES = {
     "PixelData": "moeapps.vision.robust.datamodules.PixelData",
     "RankingData": "moeapps.recsys.datamodules.RankingData",
     "RankingFiles": "moeapps.recsys.datamodules.RankingFiles",
+    "RestorationData": "moeapps.vision.restoration.datamodules.RestorationData",
 }
 
 # Trainer arguments whose text values Lightning may read as the path of a class.

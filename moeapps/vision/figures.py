@@ -7,10 +7,11 @@ from matplotlib.figure import Figure
 
 from moeapps.vision.counting import figures as counting
 from moeapps.vision.longtail import figures as longtail
+from moeapps.vision.restoration import figures as restoration
 from moeapps.vision.robust import figures as robust
 from moeapps.vision.specialists import report as specialists
 
-PARTS = (robust, longtail, specialists, counting)
+PARTS = (robust, longtail, specialists, restoration, counting)
 CAPTIONS = {name: text for part in PARTS for name, text in part.CAPTIONS.items()}
 
 

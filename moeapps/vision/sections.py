@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from moeapps.training.report import Section
 from moeapps.vision.counting import sections as counting
 from moeapps.vision.longtail import sections as longtail
+from moeapps.vision.restoration import sections as restoration
 from moeapps.vision.robust import sections as robust
 from moeapps.vision.specialists import report as specialists
 
@@ -18,5 +19,5 @@ def sections(results: Mapping[str, NDArray[np.generic]]) -> list[Section]:
     Args:
         results: Arrays of ``results.npz``.
     """
-    parts = (robust, longtail, specialists, counting)
+    parts = (robust, longtail, specialists, restoration, counting)
     return [section for part in parts for section in part.sections(results)]
