@@ -168,7 +168,7 @@ class CountingData(lightning.LightningDataModule):
         if self._reached is not None:
             self._draws.generator.set_state(self._reached)
         return DataLoader(
-            _Crops(self, part), self.batch_size, sampler=self._draws, collate_fn=collate,
+            _Crops(self, part), batch_size=self.batch_size, sampler=self._draws, collate_fn=collate,
             num_workers=self.num_workers, generator=torch.Generator().manual_seed(self.seed),
         )  # fmt: skip
 
@@ -186,7 +186,7 @@ class CountingData(lightning.LightningDataModule):
 
     def _whole(self, split: str) -> "DataLoader[Sample]":
         return DataLoader(
-            _WholeImages(self, self.part(split)), 1, collate_fn=collate,
+            _WholeImages(self, self.part(split)), batch_size=1, collate_fn=collate,
             num_workers=self.num_workers, generator=torch.Generator(),
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from moeapps.errors import ArgumentError, ConfigError, UnknownNameError
 from moeapps.registry import create_model
 from moeapps.training.base import MoEModule
-from moeapps.training.optim import build_optimizer
+from moeapps.training.optim import build_optimizer, build_schedule
 from moeapps.vision.counting.counted import BUCKETS, Counted, bucket_of
 from moeapps.vision.counting.losses import counting_terms
 from moeapps.vision.counting.metrics import CountingMetrics
@@ -45,7 +45,8 @@ class CrowdCounter(MoEModule):
         warmup_steps: Of a linear warm-up.
         tile: Side of the tiles in which whole images are counted, ``"auto"`` by the memory, or
             None for no tiles.
-        halo: Pixels around each tile that the network sees and nothing is counted in.
+        halo: Pixels around each tile that the network sees and nothing is counted in; by default a
+            quarter of the tile.
         select: ``"last"``: the weights at the end. ``"best"``: those of the best ``val/mae``.
 
     Raises:
@@ -86,7 +87,7 @@ class CrowdCounter(MoEModule):
         cosine: bool = False,
         warmup_steps: int = 0,
         tile: int | Literal["auto"] | None = None,
-        halo: int = 64,
+        halo: int | None = None,
         select: Literal["last", "best"] = "last",
     ) -> None:
         super().__init__()
@@ -124,8 +125,6 @@ class CrowdCounter(MoEModule):
         )
         warmup, steps = self.hparams["warmup_steps"], self.trainer.estimated_stepping_batches
         if self.hparams["cosine"]:
-            from moeapps.training.optim import build_schedule
-
             if steps == float("inf"):
                 raise ConfigError("The cosine needs an end. Set max_epochs of the trainer.")
             schedule: Any = build_schedule(
@@ -140,14 +139,21 @@ class CrowdCounter(MoEModule):
         return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The loss of all levels."""
-        images = batch["image"]
-        return self.shared_step(lambda: self.loss(batch), batch_size=len(images))
+        """The loss of all levels, whose terms are logged one by one."""
+        size = len(batch["image"])
 
-    def loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """The weighted sum of the terms, which are logged one by one."""
+        def loss() -> Tensor:
+            terms = self.terms(batch)
+            for name in ("relative", "importance", "attention"):
+                self._log(f"aux/{name}", terms[name], size)
+            return self.weighted(terms)
+
+        return self.shared_step(loss, batch_size=size)
+
+    def terms(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Each term of the loss of a batch, without coefficients."""
         _, aux = self.model(batch["image"], return_aux=True)
-        terms = counting_terms(
+        return counting_terms(
             aux,
             batch["density"],
             label_scale=self.model.label_scale,
@@ -156,14 +162,20 @@ class CrowdCounter(MoEModule):
             level_weights=self.hparams["level_weights"],
             mask=batch.get("mask"),
         )
+
+    def weighted(self, terms: dict[str, Tensor]) -> Tensor:
+        """The loss, as the weighted sum of its terms.
+
+        Raises:
+            ArgumentError: It is not finite.
+        """
         total = terms["levels"]
         for name in ("relative", "importance", "attention"):
             if weight := self.hparams[name]:
                 total = total + weight * terms[name]
-            self._log(f"aux/{name}", terms[name], len(batch["image"]))
-        if not bool(torch.isfinite(total.detach())):
+        if not bool(torch.isfinite(value := total.detach())):
             raise ArgumentError(
-                f"The loss is {float(total):.3g} in epoch {self.current_epoch + 1}. Lower lr, or "
+                f"The loss is {float(value):.3g} in epoch {self.current_epoch + 1}. Lower lr, or "
                 "look for images that are not finite."
             )
         return total
