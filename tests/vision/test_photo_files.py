@@ -9,7 +9,7 @@ import pytest
 from moeapps.errors import ArgumentError, ConfigError, DataIntegrityError, DataNotFoundError
 from moeapps.vision.photo_files import list_photos, read_photo, write_photo
 
-Image = pytest.importorskip("PIL.Image")
+Image = pytest.importorskip("PIL.Image", reason='needs pip install "moeapps[vision]"')
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def pixels():
 
 
 def test_png_keeps_every_pixel_and_skimage_reads_the_same(tmp_path, pixels):
-    io_ = pytest.importorskip("skimage.io")
+    io_ = pytest.importorskip("skimage.io", reason="compares with scikit-image")
     write_photo(tmp_path / "a.png", pixels)
     assert np.array_equal(read_photo(tmp_path / "a.png"), pixels)
     assert np.array_equal(io_.imread(tmp_path / "a.png"), pixels)
