@@ -49,7 +49,7 @@ def run_list(args: argparse.Namespace) -> int:
     for entry in cards(args.pattern):
         what, count = next(iter(entry.sizes.items()))
         table.add_row(
-            entry.name, entry.domain, entry.metric, f"{count:,} {what}", str(entry.classes),
+            entry.name, entry.domain, entry.metric, f"{count:,} {what}", str(entry.classes or "-"),
             _state(entry, home),
         )  # fmt: skip
     console().print(table)
@@ -62,10 +62,11 @@ def run_info(args: argparse.Namespace) -> int:
     entry = find_card(args.name)
     home = data_home(args.root)
     sizes = ", ".join(f"{count:,} {what}" for what, count in entry.sizes.items())
+    classes = f"{entry.classes} classes, " if entry.classes else ""
     rows = {
         "title": entry.title,
         "domain": entry.domain,
-        "task": f"{entry.task}, {entry.classes} classes, {entry.metric}",
+        "task": f"{entry.task}, {classes}{entry.metric}",
         "sizes": sizes,
         "splits": entry.splits,
         "licence": entry.licence,

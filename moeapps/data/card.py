@@ -63,9 +63,9 @@ class DatasetCard:
         title: Name as written in prose.
         domain: Subpackage that reads it.
         task: What is predicted, in the field's words.
-        metric: Metric its benchmark uses: ``"accuracy"`` or ``"auroc"``.
+        metric: Metric its benchmark uses: ``"accuracy"``, ``"auroc"``, ``"mae"``, ...
         sizes: What is counted -> how many, as the source counts (edges once or per direction).
-        classes: Number of classes.
+        classes: Number of classes; 0 where nothing is classified.
         splits: Which splits there are and where they come from.
         licence: As its source states it.
         source: Title of its official page.
