@@ -79,7 +79,7 @@ class HierarchicalDensityMixture(nn.Module):
         mask = torch.zeros(len(self.groups), num_experts, dtype=torch.bool)
         for row, members in zip(mask, self.groups, strict=True):
             row[list(members)] = True
-        first = _GroupScore(in_channels, gate_widths, mask, relu_logits)
+        first = _GroupScore(in_channels, gate_widths, self.groups, num_experts, relu_logits)
         self.first = Gate(first, gating.softmax, mask=mask)
         self.register_buffer("members", mask, persistent=False)
         self.attention = self.second = None
@@ -215,10 +215,18 @@ class _GroupScore(ConvScore):
 
     places: Tensor
 
-    def __init__(self, in_channels: int, widths: Sequence[int], mask: Tensor, relu: bool) -> None:
-        super().__init__(in_channels, widths, int(mask.sum()), relu)
-        self.shape = tuple(mask.shape)
-        self.register_buffer("places", mask.flatten().nonzero().flatten(), persistent=False)
+    def __init__(
+        self,
+        in_channels: int,
+        widths: Sequence[int],
+        groups: Sequence[Sequence[int]],
+        num_experts: int,
+        relu: bool,
+    ) -> None:
+        places = [g * num_experts + k for g, members in enumerate(groups) for k in members]
+        super().__init__(in_channels, widths, len(places), relu)
+        self.shape = (len(groups), num_experts)
+        self.register_buffer("places", torch.tensor(places), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         logits = super().forward(x)
