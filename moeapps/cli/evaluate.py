@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from moeapps.cli.build import Built, build, quiet
-from moeapps.cli.configs import check_config, check_schema, read_config
+from moeapps.cli.configs import CLASSES, check_config, check_schema, read_config
 from moeapps.cli.console import console
 from moeapps.cli.overrides import apply_overrides
 from moeapps.cli.train import about, metrics_table
@@ -28,7 +28,7 @@ def evaluate(options: argparse.Namespace) -> int:
     """Run ``options.command`` on the checkpoint."""
     run, checkpoint = find_checkpoint(options.ckpt)
     if options.command == "predict" and (options.input or options.output):
-        return _predict_file(checkpoint, options)
+        return _predict_files(run, checkpoint, options)
     with quiet():
         built = rebuild(checkpoint, config=options.config, overrides=options.overrides)
         refresh = run is not None and options.command == "test" and not options.overrides
@@ -54,13 +54,26 @@ def evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
-def _predict_file(checkpoint: Path, options: argparse.Namespace) -> int:
-    """Predict the rows of a file with what the checkpoint alone says."""
+def _predict_files(run: RunFolder | None, checkpoint: Path, options: argparse.Namespace) -> int:
+    """Predict a file or a folder with what the checkpoint alone says, by what the run is."""
     if not options.input or options.out or options.overrides:
         raise ConfigError(
-            "--input FILE --output FILE predicts the rows of a file with the checkpoint alone: "
-            "leave out --out and overrides, or leave out both to predict the data of the run."
+            "--input FILE --output FILE predicts the rows of a file, or the photos of a folder, "
+            "with the checkpoint alone: leave out --out and overrides, or leave out both to "
+            "predict the data of the run."
         )
+    given = load_checkpoint(checkpoint).get(CONFIG_KEY) or {}
+    if options.config:
+        given = read_config(options.config)
+    model = given.get("model")
+    kind = str(model.get("class_path") if isinstance(model, dict) else model)
+    if CLASSES.get(kind, kind).startswith("moeapps.vision."):
+        from moeapps.cli.predict_photos import predict_photos
+
+        folder = run.path if run is not None else checkpoint.parent
+        return predict_photos(checkpoint, options, folder / "predictions")
+    if options.tile is not None:
+        raise ConfigError("--tile is for photos, which this run does not take. Leave it out.")
     from moeapps.recsys.serving import Predictor, predict_file
 
     source = Path(options.input)
@@ -68,6 +81,22 @@ def _predict_file(checkpoint: Path, options: argparse.Namespace) -> int:
     rows = predict_file(Predictor.from_checkpoint(checkpoint), source, target)
     console().print(f"{rows:,} predictions: {target}", markup=False)
     return 0
+
+
+def trained_module(checkpoint: Path, *, config: str | None = None) -> tuple[Any, Any]:
+    """The Lightning module with its trained weights, and its data module, not set up."""
+    stored = load_checkpoint(checkpoint)
+    with quiet():
+        built = rebuild(checkpoint, config=config)
+    module: Any = built.model
+    # Sizes that the data gave during training stand in the checkpoint only.
+    module.hparams.update(stored.get("hyper_parameters", {}))
+    if hasattr(module, "assemble"):
+        module.assemble()  # more than the network alone has weights
+    elif module.model is None:
+        module.model = module.build()
+    module.load_state_dict(stored["state_dict"])
+    return module.eval(), built.data
 
 
 def find_checkpoint(path: str) -> tuple[RunFolder | None, Path]:

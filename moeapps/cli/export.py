@@ -28,25 +28,13 @@ def register(subparsers: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Rebuild the network from its checkpoint and write it."""
-    from moeapps.cli.build import quiet
     from moeapps.cli.console import console
-    from moeapps.cli.evaluate import find_checkpoint, rebuild
-    from moeapps.training.checkpoints import load_checkpoint
+    from moeapps.cli.evaluate import find_checkpoint, trained_module
     from moeapps.training.export import ONNX, PROGRAM, export_onnx, export_program, save_model
 
     folder, file = find_checkpoint(options.folder)
     out = Path(options.out or (folder.path if folder else file.parent) / "export")
-    checkpoint = load_checkpoint(file)
-    with quiet():
-        module: Any = rebuild(file).model
-    # Sizes that the data gave during training stand in the checkpoint only.
-    module.hparams.update(checkpoint.get("hyper_parameters", {}))
-    if hasattr(module, "assemble"):
-        module.assemble()  # more than the network alone has weights
-    elif module.model is None:
-        module.model = module.build()
-    module.load_state_dict(checkpoint["state_dict"])
-    module.eval()
+    module, _ = trained_module(file)
     try:
         if options.format == "safetensors":
             save_model(module, out)

@@ -42,7 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows ``moeapps``; default the process's own.
 
     Returns:
-        The exit code: 0 done, 2 a mistake that the message explains, 130 interrupted.
+        The exit code: 0 done, 1 done but for photos that were left out, 2 a mistake that the
+        message explains, 130 interrupted.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:

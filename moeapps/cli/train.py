@@ -56,12 +56,19 @@ def register(subparsers: Any) -> None:
                 "--out", metavar="FILE", help="a .csv or .npz file [predictions.csv in the run]"
             )
             parser.add_argument(
-                "--input", metavar="FILE",
-                help="ranking models: predict the raw rows of this .parquet or .csv file instead",
+                "--input", metavar="FILE_OR_DIR",
+                help="predict with the checkpoint alone: the raw rows of a .parquet or .csv file "
+                "(ranking models), or a photo or a folder of photos (vision)",
             )  # fmt: skip
             parser.add_argument(
-                "--output", metavar="FILE",
-                help="with --input: a .parquet file [predictions.parquet beside the input]",
+                "--output", metavar="FILE_OR_DIR",
+                help="with --input: a .parquet file [predictions.parquet beside the input], or a "
+                "folder for what is made of photos [predictions/ in the run]",
+            )  # fmt: skip
+            parser.add_argument(
+                "--tile", metavar="PIXELS", type=int,
+                help="photos to restore or to count in: side of the parts they go through the "
+                "network in [that of the run, else what fits in memory]",
             )  # fmt: skip
         parser.set_defaults(run=run_evaluation)
 

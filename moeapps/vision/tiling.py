@@ -1,6 +1,6 @@
 """Images of any size through a network, part by part: restored images blend, counts do not."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import Literal
 
@@ -87,7 +87,8 @@ def tiled_density(
         tile: Side of the tiles, halo included; None takes images whole, ``"auto"`` chooses by
             :func:`moeapps.vision.tile_memory.choose_tile`.
         halo: Pixels around each core, rounded up to the multiple; by default a quarter of a tile.
-        multiple: Sides and positions of tiles are multiples of it.
+        multiple: Positions of tiles are multiples of it. Nothing is padded here: the network takes
+            any size and pads the border of a tile as it pads that of the whole image.
         tile_batch: Tiles in one pass.
 
     Shape:
@@ -124,13 +125,14 @@ def _tiled(
     if tile == "auto":
         tile = choose_tile(model, x, device=device, multiple=multiple)
     side = -(-max(x.shape[-2:]) // multiple) * multiple if tile is None else tile
-    padded = _reflected(x, multiple)
+    padded = x if blend == "core" else _reflected(x, multiple)
     height, width = x.shape[-2:]
 
     def run(side: int, tile_batch: int) -> Tensor:
         most = max(side // 2 // (2 * multiple) * 2 * multiple, 0)
         shared = most if overlap is None or overlap >= side else overlap
-        return _passes(model, padded, side, shared, blend, tile_batch, device)
+        lines = [Lines(length, side, shared, multiple, blend) for length in padded.shape[-2:]]
+        return _passes(model, padded, lines[0], lines[1], tile_batch, device)
 
     return shrinking(run, side, tile_batch, multiple=multiple)[..., :height, :width]
 
@@ -138,22 +140,19 @@ def _tiled(
 def _passes(
     model: Network,
     x: Tensor,
-    tile: int,
-    overlap: int,
-    blend: str,
+    down: "Lines",
+    across: "Lines",
     tile_batch: int,
     device: torch.device,
 ) -> Tensor:
     """All tiles, a row of them at a time; a line of pixels is done when no later row reaches it."""
-    height, width = (min(tile, side) for side in x.shape[-2:])
-    tops, lefts = (starts(side, tile, tile - overlap) for side in x.shape[-2:])
-    down, across = _weights(tops, height, blend), _weights(lefts, width, blend)
-    output: Tensor | None = None
-    for row, top in enumerate(tops):
+    output = rest = None
+    for row, (top, height) in enumerate(down.spans):
         strip = x[:, :, top : top + height]
-        parts = (strip[..., left : left + width] for left in lefts)
+        parts = (strip[..., left : left + width] for left, width in across.spans)
         summed: Tensor | None = None
         for column, part in enumerate(_ask(model, parts, tile_batch, device)):
+            left, width = across.spans[column]
             if part.shape[-2:] != (height, width):
                 raise ArgumentError(
                     f"The network made {list(part.shape)} of a tile of {height} x {width}. "
@@ -163,17 +162,17 @@ def _passes(
                 summed = part.new_zeros(
                     *part.shape[:2], height, x.shape[-1], dtype=torch.float64, device=x.device
                 )
-            left = lefts[column]
-            summed[..., left : left + width] += part.to(summed) * across[column].to(x.device)
+            weights = across.weights[column].to(x.device)
+            summed[..., left : left + width] += part.to(summed) * weights
         assert summed is not None
-        summed *= down[row].to(x.device)[:, None]
+        summed *= down.weights[row].to(x.device)[:, None]
         if output is None:
             output = x.new_empty(*summed.shape[:2], *x.shape[-2:])
-            band = torch.zeros_like(summed)
-        band += summed
-        done = tops[row + 1] - top if row + 1 < len(tops) else height
-        output[:, :, top : top + done] = band[:, :, :done].to(output.dtype)
-        band = torch.cat([band[:, :, done:], torch.zeros_like(band[:, :, :done])], dim=2)
+        if rest is not None:  # what the row before left to this one
+            summed[:, :, : rest.shape[2]] += rest
+        done = down.spans[row + 1][0] - top if row + 1 < len(down.spans) else height
+        output[:, :, top : top + done] = summed[:, :, :done].to(output.dtype)
+        rest = summed[:, :, done:]
     assert output is not None
     return output
 
@@ -191,41 +190,57 @@ def _ask(
             waiting.clear()
 
     for part in parts:
+        if waiting and part.shape != waiting[0].shape:
+            yield from flush()
         waiting.append(part)
         if len(waiting) == tile_batch:
             yield from flush()
     yield from flush()
 
 
-def starts(side: int, tile: int, stride: int) -> list[int]:
-    """First pixels of the tiles along a side; the last tile ends at the border.
+class Lines:
+    """How tiles divide a side: first pixel and length of each, and the weight of each pixel.
+
+    Args:
+        side: Pixels of the image.
+        tile: Of a tile.
+        shared: Of two neighbours.
+        multiple: First pixels are multiples of it, also where the last tile gets shorter by it.
+        blend: ``"uniform"``, ``"hann"``, or ``"core"``: each pixel from one tile alone.
+
+    Attributes:
+        spans: First pixel and length of each tile.
+        weights: Float64, for each tile; they sum to 1 at every pixel.
 
     Example:
-        >>> starts(720, 240, 120), starts(100, 48, 24), starts(30, 48, 24)
-        ([0, 120, 240, 360, 480], [0, 24, 48, 52], [0])
+        >>> Lines(720, 240, 120, 8, "uniform").spans
+        [(0, 240), (120, 240), (240, 240), (360, 240), (480, 240)]
+        >>> Lines(10, 6, 2, 4, "core").spans, Lines(10, 6, 2, 4, "core").weights[1].tolist()
+        ([(0, 6), (4, 6)], [0.0, 1.0, 1.0, 1.0, 1.0, 1.0])
     """
-    last = max(side - tile, 0)
-    return [*range(0, last, stride), last]
 
-
-def _weights(starts: Sequence[int], tile: int, blend: str) -> list[Tensor]:
-    """Weight of each pixel of each tile along a side, float64; at every pixel their sum is 1."""
-    if blend == "core":
+    def __init__(self, side: int, tile: int, shared: int, multiple: int, blend: str) -> None:
+        last = max(-(-(side - tile) // multiple) * multiple, 0)
+        tops = [*range(0, last, tile - shared), last]
+        self.spans = [(top, min(tile, side - top)) for top in tops]
         # Between two neighbours the border is in the middle of what they share.
-        cuts = [0, *((a + b + tile) // 2 for a, b in pairwise(starts))]
-        ends = [*cuts[1:], starts[-1] + tile]
-        at = torch.arange(tile)
-        return [
-            ((at + start >= cut) & (at + start < end)).double()
-            for start, cut, end in zip(starts, cuts, ends, strict=True)
+        cuts = [(a + length + b) // 2 for (a, length), (b, _) in pairwise(self.spans)]
+        windows = []
+        for (top, length), begin, end in zip(self.spans, [0, *cuts], [*cuts, side], strict=True):
+            at = torch.arange(length, dtype=torch.float64)
+            if blend == "core":
+                windows.append(((at + top >= begin) & (at + top < end)).double())
+            elif blend == "hann":
+                windows.append(torch.sin(torch.pi * (at + 0.5) / length) ** 2)
+            else:
+                windows.append(torch.ones_like(at))
+        total = torch.zeros(side, dtype=torch.float64)
+        for (top, length), window in zip(self.spans, windows, strict=True):
+            total[top : top + length] += window
+        self.weights = [
+            window / total[top : top + length]
+            for (top, length), window in zip(self.spans, windows, strict=True)
         ]
-    window = torch.ones(tile, dtype=torch.float64)
-    if blend == "hann":
-        window = torch.sin(torch.pi * (torch.arange(tile, dtype=torch.float64) + 0.5) / tile) ** 2
-    total = torch.zeros(starts[-1] + tile, dtype=torch.float64)
-    for start in starts:
-        total[start : start + tile] += window
-    return [window / total[start : start + tile] for start in starts]
 
 
 def _reflected(x: Tensor, multiple: int) -> Tensor:

@@ -259,13 +259,7 @@ class LongTailData(lightning.LightningDataModule):
     @functools.cached_property
     def _names(self) -> tuple[str, str, str]:
         """Weak view, strong view, normalisation: what was given, else what suits the set."""
-        if self.splits.train.in_memory:
-            begins = next(key for key in _VIEWS if self.dataset.replace("_", "-").startswith(key))
-            usual = _VIEWS[begins]
-        else:
-            usual = _FILE_VIEWS
-            if self.dataset.startswith("inaturalist"):
-                usual = _VIEWS["inaturalist"]
+        usual = usual_views(self.dataset, in_memory=self.splits.train.in_memory)
         given = (self.weak, self.strong, self.normalisation)
         names = [mine or theirs for mine, theirs in zip(given, usual, strict=True)]
         if names[2] not in NORMALISATION:
@@ -315,6 +309,19 @@ class LongTailData(lightning.LightningDataModule):
             first, second = (both, both) if kind == "pairs" else (weak, strong)
             return ImageViews(part, TwoView(make(first), make(second)), seed)
         return ImageViews(part, make("imagenet-test" if kind == "test" else weak), seed)
+
+
+def usual_views(dataset: str, *, in_memory: bool) -> tuple[str, str, str]:
+    """Weak view, strong view and normalisation that suit a set.
+
+    Example:
+        >>> usual_views("cifar10-lt", in_memory=True)
+        ('cifar-weak', 'cifar-strong', 'cifar')
+    """
+    if in_memory:
+        name = dataset.replace("_", "-")
+        return next(views for begin, views in _VIEWS.items() if name.startswith(begin))
+    return _VIEWS["inaturalist"] if dataset.startswith("inaturalist") else _FILE_VIEWS
 
 
 def _pixels(part: ImageSet) -> Tensor:
