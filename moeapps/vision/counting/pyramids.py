@@ -41,14 +41,20 @@ class VGGPyramid(Pyramid):
     ) -> None:
         super().__init__()
         with needs_extra("vision"):
-            from torchvision.models import vgg16_bn
-        model = vgg16_bn(init_weights=weights is None)
+            from torchvision.models.vgg import cfgs, make_layers
+        layers = make_layers(
+            cfgs["D"], batch_norm=True
+        )  # without the 124 million of the classifier
+        for layer in layers:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         if weights is not None:
-            load_into(model, read_weights(weights), weights)
+            load_into(nn.ModuleDict({"features": layers}), read_weights(weights), weights)
         starts, widths = (0, 6, 13, 23, 33, 43), (64, 128, 256, 512, 512)
         _check_strides(strides, [2**i for i in range(5)], "vgg16_bn")
         last = strides[-1].bit_length()
-        self.stages = nn.ModuleList(model.features[starts[i] : starts[i + 1]] for i in range(last))
+        self.stages = nn.ModuleList(layers[starts[i] : starts[i + 1]] for i in range(last))
         self.strides = list(strides)
         self.channels = [widths[s.bit_length() - 1] for s in strides]
 
