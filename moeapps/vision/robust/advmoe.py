@@ -83,7 +83,7 @@ class AdvMoE(nn.Module):
         if fallback is not None and routing != "global":
             raise ArgumentError("fallback needs one router. Use routing='global'.")
         self.num_classes, self.num_experts, self.fallback = num_classes, num_experts, fallback
-        self.normalise = Normalise(mean, std)
+        self.normalise = Normalise(mean, std, in_channels)
         self.router = None
         if routing == "global":
             self.router = image_gate(
@@ -158,7 +158,11 @@ class AdvMoE(nn.Module):
         return logits.index_copy(0, rows, self._mixture(x[rows], even).to(logits.dtype))
 
     def _mixture(self, x: Tensor, log_weights: Tensor) -> Tensor:
-        return (self.pathways(x) + log_weights.unsqueeze(-1)).logsumexp(1)
+        """A pathway that gives NaN for an image is left out for that image."""
+        paths = self.pathways(x)
+        dead = paths.isnan().any(-1)
+        left = log_weights.masked_fill(dead, -torch.inf).log_softmax(-1)
+        return (paths.masked_fill(dead.unsqueeze(-1), 0.0) + left.unsqueeze(-1)).logsumexp(1)
 
     def _per_layer(
         self, x: Tensor, route: Route, return_scores: bool

@@ -51,7 +51,7 @@ class DenseCNN(nn.Module):
     ) -> None:
         super().__init__()
         self.num_classes = num_classes
-        self.normalise = Normalise(mean, std)
+        self.normalise = Normalise(mean, std, in_channels)
         self.network = make_network(
             backbone, ratio, in_channels=in_channels, num_classes=num_classes, thin_stem=True
         )

@@ -12,6 +12,7 @@ from moeapps.errors import ArgumentError, CollapseWarning, ConfigError, GateErro
 from moeapps.registry import create_model
 from moeapps.training.base import MoEModule
 from moeapps.training.optim import build_schedule
+from moeapps.vision.longtail.base import check_target
 from moeapps.vision.robust.attacks import PGD, check_budget, check_pixels
 from moeapps.vision.robust.evaluation import RobustReport, evaluate_robustness, join
 from moeapps.vision.robust.groups import confusion_groups
@@ -211,6 +212,7 @@ class AdversarialClassifier(MoEModule):
         images, labels = batch["image"], batch["label"]
         if batch_idx == 0:
             check_pixels(images)
+        check_target(labels, self.model.num_classes)
         optimizers = _as_list(self.optimizers())
         loss = self._network_turn(optimizers[0], images, labels)
         self._log("train/loss", loss, len(images))

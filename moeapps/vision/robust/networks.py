@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from moeapps.errors import ArgumentError, UnknownNameError
 from moeapps.gating import Routing
+from moeapps.vision.backbones.branches import check_images
 from moeapps.vision.robust.moe_conv import MoEConv2d, Route
 
 MakeConv = Callable[[int, int, int], nn.Module]
@@ -20,13 +21,24 @@ class Normalise(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], in_channels: int) -> None:
         super().__init__()
+        self.in_channels = in_channels
         self.register_buffer("mean", torch.tensor(list(mean)).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(list(std)).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """``(images - mean) / std``."""
+        """``(images - mean) / std``.
+
+        Raises:
+            ArgumentError: Images of another kind than float pixels ``[B, in_channels, H, W]``.
+        """
+        if not images.is_floating_point():
+            raise ArgumentError(
+                f"images are {images.dtype}, expected float pixels from 0 to 1. Divide 8-bit "
+                "images by 255."
+            )
+        check_images(images, self.in_channels)
         return (images - self.mean) / self.std
 
 

@@ -175,7 +175,8 @@ class ExpertCustomization(nn.Module):
         rows = (routing.indices[:, 0] == LOCAL).nonzero().squeeze(1)
         if len(rows):
             local = self.local_expert(features.index_select(0, rows)).to(logits.dtype)
-            logits = logits.index_copy(0, rows, local)
+            whole = local.isfinite().all(-1, keepdim=True)  # else the global expert's word stands
+            logits = logits.index_copy(0, rows, torch.where(whole, local, logits[rows]))
         return logits
 
     def overhead(self, images: Tensor | None = None) -> dict[str, float]:

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moeapps.errors import ArgumentError
+from moeapps.vision.backbones.branches import check_images
 
 
 class LeNet5(nn.Module):
@@ -19,7 +20,7 @@ class LeNet5(nn.Module):
         - images ``[B, in_channels, size, size]`` -> logits ``[B, num_classes]``
 
     Raises:
-        ArgumentError: The size is too small or no multiple of 4.
+        ArgumentError: The size is too small or no multiple of 4, or images do not fit.
 
     Notes:
         ReLU and max-pooling in place of the published sigmoids and scaled means.
@@ -36,6 +37,7 @@ class LeNet5(nn.Module):
         super().__init__()
         if image_size < 8 or image_size % 4:
             raise ArgumentError(f"image_size={image_size}: expected a multiple of 4 from 8 on.")
+        self.in_channels, self.image_size = in_channels, (image_size, image_size)
         large = image_size >= 20
         kernel = 5 if large else 3
         self.conv1 = nn.Conv2d(in_channels, 6, kernel, padding=kernel // 2)
@@ -47,6 +49,7 @@ class LeNet5(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits."""
+        check_images(images, self.in_channels, self.image_size)
         x = F.max_pool2d(F.relu(self.conv1(images)), 2)
         x = F.max_pool2d(F.relu(self.conv2(x)), 2)
         x = F.relu(self.fc1(x.flatten(1)))

@@ -16,6 +16,7 @@ from moeapps.training.checkpoints import load_checkpoint
 from moeapps.training.export import CONFIG, load_model
 from moeapps.training.optim import build_optimizer, build_schedule
 from moeapps.training.runs import RunFolder
+from moeapps.vision.longtail.base import check_target
 from moeapps.vision.specialists.knowledge_concentration import (
     KnowledgeConcentration,
     sigmoid_cross_entropy,
@@ -167,6 +168,7 @@ class KnowledgeConcentrationModule(MoEModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor | None:
         """One batch; a specialist leaves out images of other verticals, and batches of one."""
+        check_target(batch["label"], self.verticals.num_classes)
         images, labels = self._own(batch["image"], batch["label"])
         if len(labels) < 2:
             return None

@@ -6,6 +6,7 @@ from moeapps import gating
 from moeapps.errors import ArgumentError, UnknownNameError
 from moeapps.vision.robust.advmoe import AdvMoE
 from moeapps.vision.robust.dense_cnn import DenseCNN
+from moeapps.vision.robust.moe_conv import MoEConv2d
 
 SMALL = {
     "backbone": "small_cnn",
@@ -136,3 +137,28 @@ def test_bad_arguments_say_what_to_do():
         DenseCNN(10, ratio=0.01)
     with pytest.raises(ArgumentError, match="global"):
         AdvMoE(10, routing="per_layer", fallback=0.1)
+
+
+@pytest.mark.parametrize("make", [AdvMoE, DenseCNN])
+def test_images_of_another_kind_are_refused(make):
+    model = small() if make is AdvMoE else DenseCNN(10, backbone="small_cnn", in_channels=1).eval()
+    with pytest.raises(ArgumentError, match=r"\[2, 3, 8, 8\], expected \[B, 1, H, W\]"):
+        model(torch.rand(2, 3, 8, 8))
+    with pytest.raises(ArgumentError, match=r"\[1, 8, 8\], expected \[B, 1, H, W\]"):
+        model(torch.rand(1, 8, 8))
+    with pytest.raises(ArgumentError, match="uint8, expected float pixels from 0 to 1"):
+        model(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
+    assert model(torch.rand(1, 1, 8, 8)).shape == (1, 10)
+
+
+def test_a_pathway_of_nan_leaves_the_others():
+    model = small(fallback=1e9)
+    images = torch.rand(3, 1, 8, 8)
+    first = model(images, route=0).log_softmax(-1)
+    for module in model.network.modules():
+        if isinstance(module, MoEConv2d):
+            module.experts.w.data[1] = torch.nan
+    torch.testing.assert_close(model(images, route="mixture"), first)
+    torch.testing.assert_close(model(images), first)  # all are unsure, so all fall back
+    expert = torch.tensor([0, 1, 0])
+    assert model(images, route=expert).isnan().any(1).tolist() == [False, True, False]

@@ -260,3 +260,12 @@ def test_autoattack_is_one_of_the_fixed_attacks_and_wanted_before_training(monke
     with pytest.raises(MissingExtraError, match="pip install --no-deps torchattacks"):
         module.setup("fit")
     module.setup("predict")
+
+
+def test_labels_out_of_range_are_named():
+    module = AdversarialClassifier(
+        "dense_cnn", model_args={"backbone": "small_cnn"}, num_classes=3, in_channels=1, **FAST
+    )
+    batch = {"image": torch.rand(2, 1, 8, 8), "label": torch.tensor([0, 3])}
+    with pytest.raises(ArgumentError, match="label 3 is out of range: expected 0 to 2"):
+        module.training_step(batch, 0)

@@ -202,3 +202,23 @@ def test_networks_and_budgets_that_do_not_fit_are_refused(lenet):
         LeNet5(10, image_size=7)
     with pytest.raises(ArgumentError, match="scale=0"):
         WriterStyle(scale=0)
+
+
+def test_where_the_local_expert_gives_nan_the_global_one_answers(lenet, digits):
+    model = ExpertCustomization(lenet, budget=0.12).eval()
+    model.score.threshold.fill_(1e-5)  # the gate sends everything to the local expert
+    images = digits[0][:4]
+    local = model(images)
+    assert not torch.equal(local, lenet(images))
+    for parameter in model.local_expert.parameters():
+        parameter.data.fill_(torch.nan)
+    assert torch.equal(model(images), lenet(images))
+    assert model(images[:1]).shape == (1, 10)
+
+
+def test_images_that_do_not_fit_the_global_expert_are_named():
+    network = LeNet5(10, image_size=8)
+    with pytest.raises(ArgumentError, match="9x9 pixels, this backbone takes 8x8"):
+        network(torch.rand(2, 1, 9, 9))
+    with pytest.raises(ArgumentError, match=r"\[2, 3, 8, 8\], expected \[B, 1, H, W\]"):
+        network(torch.rand(2, 3, 8, 8))

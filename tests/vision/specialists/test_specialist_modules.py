@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moeapps.cli.main import main
-from moeapps.errors import ConfigError, RunFolderError
+from moeapps.errors import ArgumentError, ConfigError, RunFolderError
 from moeapps.training.export import load_model, save_model
 from moeapps.vision import KnowledgeConcentrationModule, datasets
 from moeapps.vision.export import Classifier
@@ -177,3 +177,12 @@ def test_an_exported_program_gives_sigmoids(specialists):
     images = torch.rand(4, 1, 8, 14)
     found = Classifier(network)(images)["probability"]
     assert torch.equal(found, network(images).sigmoid())
+
+
+def test_labels_out_of_range_are_named():
+    module = KnowledgeConcentrationModule(
+        model_args=ARGUMENTS, class_to_vertical=[0, 0, 1], num_classes=3, in_channels=1
+    )
+    batch = {"image": torch.rand(2, 1, 8, 14), "label": torch.tensor([0, 3])}
+    with pytest.raises(ArgumentError, match="label 3 is out of range: expected 0 to 2"):
+        module.training_step(batch, 0)
