@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from moeapps.registry import MODELS
+from moeapps.vision.robust.suites import ADAPTIVE
 
 GUIDE = Path(__file__).parents[2] / "docs" / "vision.md"
 
@@ -19,6 +20,13 @@ def test_every_block_of_the_guide_runs(run_guide):
     assert (names["skewed"] == 0).sum() > (predicted == 0).sum()
     assert 1 <= (names["routing"].weights > 0).sum(1).float().mean() < 3
     assert len(list(Path("runs").glob("*/*/*"))) == 2
+    robust = names["report"]
+    assert set(ADAPTIVE[:3]) < set(robust.correct)
+    assert robust.worst() < robust.accuracy() > 0.3
+    assert names["pool"](names["pictures"], names["classes"]).shape == (20, 5)
+    assert names["found"].generic_after >= names["found"].generic_before - 0.002
+    assert names["models"]["COSMO"].score(names["features"], names["labels_all"]).harmonic > 0.6
+    assert "AUSUC" in Path("zero_shot/report.md").read_text()
 
 
 def test_the_guide_names_all_methods_for_long_tails():
