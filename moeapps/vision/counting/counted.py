@@ -52,8 +52,15 @@ class Counted:
         """Predicted less true counts."""
         return np.array(self.predicted, np.float64) - self.true
 
-    def add(self, batch: Mapping[str, Tensor], density: Tensor, model: Any) -> None:
-        """Images of a batch with their predicted density ``[B, 1, H, W]``."""
+    def add(self, batch: Mapping[str, Tensor], density: Tensor, model: Any | None) -> None:
+        """Images of a batch with their predicted density ``[B, 1, H, W]``.
+
+        Args:
+            batch: Of the data module.
+            density: Where something counts.
+            model: Asked for the maps of its experts and gates; None where images are too large
+                for it as a whole.
+        """
         self.true_counts += batch["count"].double().tolist()
         self.predicted += density.double().sum((1, 2, 3)).tolist()
         self.indices += batch["index"].tolist()
@@ -97,21 +104,24 @@ def examples_of(results: Mapping[str, NDArray[Any]]) -> list[dict[str, NDArray[A
     return [found[place] for place in sorted(found)]
 
 
-def _maps(image: Tensor, target: Tensor, density: Tensor, model: Any) -> dict[str, NDArray[Any]]:
+def _maps(
+    image: Tensor, target: Tensor, density: Tensor, model: Any | None
+) -> dict[str, NDArray[Any]]:
     """Pixels and maps of one image, small enough to keep."""
-    with torch.no_grad():
-        _, aux = model(image, return_aux=True)
     factor = -(-max(image.shape[-2:]) // LONGEST)
     pixels = F.avg_pool2d(image, factor, ceil_mode=True)[0].movedim(0, -1)
     found = {
         "image": (255 * pixels).round().byte(),
         "target": _summed(target, factor),
         "density": _summed(density, factor),
-        "experts": _summed(aux["experts"] / model.label_scale * model.stride**2, factor),
-        "weights": aux["weights"][0],
     }
-    if aux["attention"] is not None:
-        found["attention"] = aux["attention"][0, 0]
+    if model is not None:
+        with torch.no_grad():
+            _, aux = model(image, return_aux=True)
+        experts = aux["experts"] / model.label_scale * model.stride**2
+        found |= {"experts": _summed(experts, factor), "weights": aux["weights"][0]}
+        if aux["attention"] is not None:
+            found["attention"] = aux["attention"][0, 0]
     return {name: np.asarray(value.detach().cpu()) for name, value in found.items()}
 
 

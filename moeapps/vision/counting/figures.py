@@ -47,9 +47,10 @@ def figures(
         drawn["counts"] = predicted_counts(*counts)
     if examples := examples_of(results):
         drawn["densities"] = density_overlays(examples)
-        if len(examples[0]["experts"]) > 1:
-            drawn["experts"] = expert_maps(examples)
-            drawn["gates"] = gate_maps(examples)
+        mixed = [one for one in examples if len(one.get("experts", ())) > 1]
+        if mixed:
+            drawn["experts"] = expert_maps(mixed)
+            drawn["gates"] = gate_maps(mixed)
     if "val/mae" in metrics and "val/rmse" in metrics:
         drawn["curves_counting"] = training_curves(
             np.asarray(metrics["epoch"], float),

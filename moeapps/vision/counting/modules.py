@@ -17,6 +17,7 @@ from moeapps.vision.counting.metrics import CountingMetrics
 
 LEVELS = (0, 1, 2, 3)
 EXAMPLES = 4
+_SAFE = 1024  # pixels of a side that go through the network at once, where tiles are "auto"
 
 
 class CrowdCounter(MoEModule):
@@ -193,6 +194,7 @@ class CrowdCounter(MoEModule):
             ``[1, H, W]``.
         """
         tile = self.hparams["tile"] if tile is None else tile
+        image = image.to(self.device)
         with torch.no_grad():
             if tile is None:
                 density: Tensor = self.model(image[None])[0]
@@ -237,7 +239,9 @@ class CrowdCounter(MoEModule):
         density, counts = self._counts(batch)
         true = batch.get("dots", batch["density"])
         self.test_errors.update(counts, batch["count"], density, true, batch.get("mask"))
-        self._counted.add(batch, density, self.model)
+        tile, longest = self.hparams["tile"], max(density.shape[-2:])
+        fits = tile is None or longest <= (_SAFE if tile == "auto" else tile)
+        self._counted.add(batch, density, self.model if fits else None)
 
     def on_test_epoch_end(self) -> None:
         """Log the errors, those of each bucket too."""

@@ -80,6 +80,16 @@ def test_a_single_head_has_neither_experts_nor_gates_to_show():
     assert set(drawn) == {"counts", "densities"}
 
 
+def test_images_too_large_for_the_network_as_a_whole_show_their_density_alone():
+    found = counted()
+    batch = {"density": torch.zeros(1, 1, 8, 8)}
+    batch |= {"image": torch.zeros(1, 3, 8, 8), "count": torch.ones(1), "index": torch.tensor([3])}
+    found.add(batch, batch["density"], None)
+    drawn = figures.figures(found.arrays(), {})
+    assert len(drawn["densities"].axes) == 2 * 3
+    assert len(drawn["experts"].axes) == 4
+
+
 def test_the_table_has_each_bucket_that_occurs():
     arrays = {
         "counting/true": np.array([0.0, 10.0, 90.0, 600.0]),
