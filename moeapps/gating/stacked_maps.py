@@ -13,7 +13,9 @@ from moeapps.errors import ArgumentError
 from moeapps.gating.protocol import Experts
 from moeapps.gating.routing import Routing
 from moeapps.gating.stacked import Stacked, StackedNetworks
+from moeapps.kernels import loop
 from moeapps.kernels.networks import Networks
+from moeapps.kernels.select import is_traced, wished
 
 
 class StackedFiLM(StackedNetworks):
@@ -90,7 +92,10 @@ class StackedFiLM(StackedNetworks):
         if self.w is None:
             weights = Routing(weights_NK, self.num_experts, indices_NK, layout="token").dense()
             return kernels.film_mix(x, weights, None, self.b)
-        return modulate(super().routed(x, indices_NK, weights_NK), x)
+        if x.is_cuda or is_traced() or wished() is not None:
+            return modulate(super().routed(x, indices_NK, weights_NK), x)
+        # Each expert modulates its rows while they are in cache; half the width is put back.
+        return loop.routed(x, indices_NK, weights_NK, self.functions())
 
     def _dense(self, x: Tensor, routing: Routing, *args: Any) -> Tensor:
         if routing.weights.dim() > x.dim():  # several gates per row
@@ -109,7 +114,7 @@ class StackedFiLM(StackedNetworks):
 def modulate(both: Tensor, x: Tensor) -> Tensor:
     """``scale * x + shift`` with ``both [..., 2D]`` holding scale and shift."""
     scale, shift = both.chunk(2, dim=-1)
-    return scale * x + shift
+    return torch.addcmul(shift, scale, x)
 
 
 class StackedConv2d(Stacked):

@@ -1,5 +1,7 @@
 """Mixtures of feature modulations, without evaluating every expert."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -52,41 +54,48 @@ def film_mix(
     between = x.dim() - weights.dim()  # axes of an image that share one set of weights
     if form == "static":
         assert bias_EG is not None
-        mixed = weights @ bias_EG
-        scale, shift = mixed.view(*mixed.shape[:-1], *([1] * between), mixed.shape[-1]).chunk(
-            2, dim=-1
-        )
-        return scale * x + shift
+        lift = (*weights.shape[:-1], *([1] * between), x.shape[-1])
+        scale, shift = (weights @ half for half in bias_EG.chunk(2, dim=-1))
+        return torch.addcmul(shift.view(lift), scale.view(lift), x)
     assert maps_EGD is not None
     if form == "images":
-        maps, bias = _mix_maps(weights, maps_EGD, bias_EG)
-        rows = x.flatten(0, weights.dim() - 2).flatten(1, -2)
-        both = torch.bmm(rows, maps.transpose(1, 2))
-        if bias is not None:
-            both = both + bias.unsqueeze(1)
-        both = both.view(*x.shape[:-1], both.shape[-1])
-    else:
-        lifted = weights.view(*weights.shape[:-1], *([1] * between), weights.shape[-1])
-        lifted = lifted.expand(*x.shape[:-1], weights.shape[-1])
-        if form == "reference":
-            return _reference(x, lifted, maps_EGD, bias_EG)
-        E, G, D = maps_EGD.shape
-        weighted = (lifted.unsqueeze(-1) * x.unsqueeze(-2)).reshape(*x.shape[:-1], E * D)
-        both = F.linear(weighted, maps_EGD.transpose(0, 1).reshape(G, E * D))
-        if bias_EG is not None:
-            both = both + lifted @ bias_EG
-    scale, shift = both.chunk(2, dim=-1)
-    return scale * x + shift
-
-
-def _mix_maps(
-    weights: Tensor, maps_EGD: Tensor, bias_EG: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """One map per image from the experts' maps."""
+        return _by_image(x, weights, maps_EGD, bias_EG)
+    lifted = weights.view(*weights.shape[:-1], *([1] * between), weights.shape[-1])
+    lifted = lifted.expand(*x.shape[:-1], weights.shape[-1])
+    if form == "reference":
+        return _reference(x, lifted, maps_EGD, bias_EG)
     E, G, D = maps_EGD.shape
+    weighted = (lifted.unsqueeze(-1) * x.unsqueeze(-2)).reshape(*x.shape[:-1], E * D)
+    both = F.linear(weighted, maps_EGD.transpose(0, 1).reshape(G, E * D))
+    if bias_EG is not None:
+        both = both + lifted @ bias_EG
+    scale, shift = both.chunk(2, dim=-1)
+    return torch.addcmul(shift, scale, x)
+
+
+def _by_image(x: Tensor, weights: Tensor, maps_EGD: Tensor, bias_EG: Tensor | None) -> Tensor:
+    """Mix the maps of each image, then apply them to its rows."""
+    G, D = maps_EGD.shape[1:]
     flat = weights.flatten(0, -2)
-    maps = (flat @ maps_EGD.view(E, G * D)).view(flat.shape[0], G, D)
-    return maps, None if bias_EG is None else flat @ bias_EG
+    rows = x.flatten(0, weights.dim() - 2).flatten(1, -2)
+    maps = _mix_maps(flat, maps_EGD.view(-1, G * D)).view(flat.shape[0], 2, D, D).transpose(2, 3)
+    # Scale and shift apart: backward then keeps the scales only.
+    if bias_EG is None:
+        scale, shift = torch.bmm(rows, maps[:, 0]), torch.bmm(rows, maps[:, 1])
+    else:
+        bias = (flat @ bias_EG).view(flat.shape[0], 2, 1, D)
+        scale = torch.baddbmm(bias[:, 0], rows, maps[:, 0])
+        shift = torch.baddbmm(bias[:, 1], rows, maps[:, 1])
+    return torch.addcmul(shift, scale, rows).view(x.shape)
+
+
+def _mix_maps(weights_BE: Tensor, maps_EM: Tensor) -> Tensor:
+    """``weights @ maps``; on the CPU in pieces of the long axis, which stay in its cache."""
+    if torch.is_grad_enabled() or maps_EM.is_cuda or weights_BE.shape[0] == 1:
+        return weights_BE @ maps_EM
+    pieces = math.gcd(maps_EM.shape[1], 64)
+    cut = maps_EM.view(maps_EM.shape[0], pieces, -1).transpose(0, 1)
+    return torch.bmm(weights_BE.expand(pieces, -1, -1), cut).transpose(0, 1).flatten(1)
 
 
 def _reference(x: Tensor, weights: Tensor, maps_EGD: Tensor, bias_EG: Tensor | None) -> Tensor:

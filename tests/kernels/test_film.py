@@ -40,6 +40,15 @@ def test_weights_per_image_equal_the_formula(between, form):
     same(film_mix(x, w, maps, bias, form=form), by_hand(x, lifted, maps, bias), [x, w, maps, bias])
 
 
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("D", [3, 8])
+def test_maps_mixed_in_pieces_without_gradient_equal_the_formula(images, D):
+    x, w, maps, bias = leaf(images, 5, D), leaf(images, 4), leaf(4, 2 * D, D), leaf(4, 2 * D)
+    with torch.no_grad():
+        y, want = film_mix(x, w, maps, bias), by_hand(x, w.unsqueeze(1), maps, bias)
+    torch.testing.assert_close(y, want, atol=1e-10, rtol=1e-10)
+
+
 @pytest.mark.parametrize("shape", [(2,), (2, 5)])
 def test_constants_alone_scale_and_shift(shape):
     x, w, bias = leaf(*shape, 3), leaf(2, 4), leaf(4, 6)

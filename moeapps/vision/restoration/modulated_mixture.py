@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from moeapps import kernels
 from moeapps.errors import ArgumentError, UnknownNameError
 from moeapps.gating import Gate, Routing, StackedFiLM, report_routing, softmax, topk
+from moeapps.vision.restoration.feed_forward import FeedForward
 from moeapps.vision.restoration.uncertainty_router import UncertaintyRouter
 
 CHOICES = {
@@ -115,8 +116,7 @@ class ModulatedMixture(nn.Module):
         self.experts = StackedFiLM(num_experts, dim if site == "input" else hidden, dynamic=dynamic)
         if not dynamic:
             start_constants(self.experts)
-        self.fc1, self.fc2 = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.ffn = FeedForward(dim, hidden, dropout=dropout, norm=False)
 
     def forward(self, x: Tensor, return_routing: bool = False) -> Tensor | tuple[Tensor, Routing]:
         """Mix and transform; also the routing if asked for."""
@@ -124,10 +124,9 @@ class ModulatedMixture(nn.Module):
         report_routing(self, routing)
         u = self.star(self.norm(x))
         if self.site == "input":
-            u = self.fc1(self._modulated(u, routing))
+            y = self.ffn(self._modulated(u, routing))
         else:
-            u = self._modulated(self.fc1(u), routing)
-        y = self.dropout(self.fc2(self.dropout(F.gelu(u))))
+            y = self.ffn.finish(self._modulated(self.ffn.fc1(u), routing))
         return (y, routing) if return_routing else y
 
     def _modulated(self, z: Tensor, routing: Routing) -> Tensor:

@@ -5,8 +5,8 @@ from typing import Any
 from torch import nn
 
 from moeapps.gating import Gate, ModuleExperts, MoE, softmax, topk
+from moeapps.vision.restoration.feed_forward import FeedForward
 from moeapps.vision.restoration.frame import RestorationFrame
-from moeapps.vision.restoration.restoration_vit import feed_forward
 
 
 class MoEViT(RestorationFrame):
@@ -58,7 +58,9 @@ class MoEViT(RestorationFrame):
         ffns = [
             MoE(
                 Gate(nn.Linear(embed_dim, num_experts), topk(top_k) if top_k else softmax),
-                ModuleExperts(feed_forward(embed_dim, hidden, dropout) for _ in range(num_experts)),
+                ModuleExperts(
+                    FeedForward(embed_dim, hidden, dropout=dropout) for _ in range(num_experts)
+                ),
             )
             for _ in range(depth)
         ]

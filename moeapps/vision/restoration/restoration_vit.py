@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from torch import nn
-
+from moeapps.vision.restoration.feed_forward import FeedForward
 from moeapps.vision.restoration.frame import RestorationFrame
 
 
@@ -47,17 +46,5 @@ class RestorationViT(RestorationFrame):
         **frame: Any,
     ) -> None:
         hidden = hidden_dim or 4 * embed_dim
-        ffns = [feed_forward(embed_dim, hidden, dropout) for _ in range(depth)]
+        ffns = [FeedForward(embed_dim, hidden, dropout=dropout) for _ in range(depth)]
         super().__init__(ffns, embed_dim=embed_dim, dropout=dropout, **frame)
-
-
-def feed_forward(dim: int, hidden: int, dropout: float) -> nn.Sequential:
-    """The feed-forward part of a block, with the normalisation of its input."""
-    return nn.Sequential(
-        nn.LayerNorm(dim),
-        nn.Linear(dim, hidden),
-        nn.GELU(),
-        nn.Dropout(dropout),
-        nn.Linear(hidden, dim),
-        nn.Dropout(dropout),
-    )

@@ -33,8 +33,8 @@ def by_hand(m, x, per_image):
             y = y + r[..., e : e + 1] * (scale * z + shift)
         return y
 
-    u = m.fc1(experts(h)) if m.site == "input" else experts(m.fc1(h))
-    return m.fc2(F.gelu(u))
+    u = m.ffn.fc1(experts(h)) if m.site == "input" else experts(m.ffn.fc1(h))
+    return m.ffn.fc2(F.gelu(u))
 
 
 FORMS = [
@@ -83,7 +83,9 @@ def test_inference_equals_training_mode_without_dropout(form):
 def test_one_expert_starts_as_the_plain_network():
     mixture = ModulatedMixture(D, 1, kind="static").eval()
     x = torch.randn(2, 7, D)
-    torch.testing.assert_close(mixture(x), mixture.fc2(F.gelu(mixture.fc1(mixture.norm(x)))))
+    torch.testing.assert_close(
+        mixture(x), mixture.ffn.fc2(F.gelu(mixture.ffn.fc1(mixture.norm(x))))
+    )
 
 
 def test_several_constant_experts_start_apart_so_that_the_router_learns():
@@ -113,7 +115,7 @@ def test_offset_of_the_released_code():
     for e in (0, 1):
         scale, shift = (x @ mixture.experts.w[e].T + mixture.experts.b[e]).chunk(2, -1)
         u = u + r[..., e + 1 : e + 2] * (scale * x + shift)
-    torch.testing.assert_close(mixture(x), mixture.fc2(F.gelu(mixture.fc1(u))))
+    torch.testing.assert_close(mixture(x), mixture.ffn.fc2(F.gelu(mixture.ffn.fc1(u))))
     mixture(x).sum().backward()
     assert mixture.experts.w.grad[2].eq(0).all()
 
