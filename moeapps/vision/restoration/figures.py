@@ -182,9 +182,12 @@ def gate_maps(examples: Mapping[str, Example], most: int = 4) -> Figure:
 def _grid(rows: int, columns: int, examples: Mapping[str, Example]) -> tuple[Figure, Any]:
     """Axes without ticks, as high as the images need."""
     shape = next(iter(examples.values()))["input"].shape
-    wide = 8.0 / columns
-    height = min(rows * (wide * shape[0] / shape[1] + 0.35), 14.0)
-    figure, axes = new_figure(8.4, height, nrows=rows, ncols=columns, squeeze=False)
+    wide = min(8.0 / columns, 2.2 * shape[1] / shape[0], 11.0 / rows * shape[1] / shape[0])
+    high = wide * shape[0] / shape[1]
+    figure, axes = new_figure(
+        columns * (wide + 0.1) + 0.9, rows * (high + 0.25) + 0.2, nrows=rows, ncols=columns,
+        squeeze=False,
+    )  # fmt: skip
     for axis in axes.flat:
         axis.grid(visible=False)
         axis.set(xticks=[], yticks=[])

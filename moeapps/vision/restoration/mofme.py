@@ -16,6 +16,7 @@ class MoFME(RestorationFrame):
         num_experts: ``N``.
         embed_dim: ``D``.
         depth: Blocks.
+        hidden_dim: Width of the shared networks' hidden layer; ``4 D`` if None.
         kind: ``"static"`` or ``"dynamic"`` modulations.
         site: ``"input"`` or ``"hidden"``, where they act.
         routing: Per ``"token"`` or per ``"image"``.
@@ -52,6 +53,7 @@ class MoFME(RestorationFrame):
         *,
         embed_dim: int = 384,
         depth: int = 2,
+        hidden_dim: int | None = None,
         kind: Literal["static", "dynamic"] = "dynamic",
         site: Literal["input", "hidden"] = "input",
         routing: Literal["token", "image"] = "token",
@@ -66,6 +68,7 @@ class MoFME(RestorationFrame):
             ModulatedMixture(
                 embed_dim,
                 num_experts,
+                hidden_dim=hidden_dim,
                 kind=kind,
                 site=site,
                 routing=routing,
