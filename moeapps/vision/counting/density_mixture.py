@@ -99,9 +99,9 @@ class HierarchicalDensityMixture(nn.Module):
         output, weights = groups, inside.weights[..., 0, :]
         if self.second is not None:
             if self.attention is not None:
-                attention = self.attention(features).sigmoid()
-                features = features * attention.movedim(-1, 1)
-                attention = _at_least_float32(attention.movedim(-1, 1))
+                logits = self.attention(features).movedim(-1, 1)
+                attention = _at_least_float32(logits).sigmoid()
+                features = features * attention
             among = self.second(features)
             report_routing(self.second, among)
             output = (_spread(among.weights, maps) * groups).sum(1, keepdim=True)

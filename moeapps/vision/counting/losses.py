@@ -20,6 +20,9 @@ from moeapps.errors import ArgumentError
 from moeapps.vision.counting.density_maps import sum_pool
 
 
+_NEVER = 1e-30  # probability whose logarithm still has a finite gradient
+
+
 @dataclass(frozen=True)
 class Cells:
     """What the losses read of a target, per cell of the maps, each ``[B, 1, h, w]``.
@@ -152,8 +155,8 @@ def attention_loss(
     attention = attention[..., :rows, :columns]  # cells of padding alone
     inside = torch.ones_like(occupied) if mask is None else (mask > 0).to(occupied.dtype)
     yes, pixels = sum_pool(occupied * inside, stride), sum_pool(inside, stride)
-    log_yes = attention.log().clamp_min(-100)
-    log_no = (1 - attention).log().clamp_min(-100)
+    log_yes = attention.clamp_min(_NEVER).log()
+    log_no = (1 - attention).clamp_min(_NEVER).log()
     return -(yes * log_yes + (pixels - yes) * log_no).sum((1, 2, 3))
 
 

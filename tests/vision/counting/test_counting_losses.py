@@ -107,8 +107,12 @@ def test_attention_loss_is_that_of_the_repeated_attention(random, size):
 
 
 def test_certain_and_wrong_attention_stays_finite():
-    loss = attention_loss(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 2, 2), 2)
-    assert float(loss) == 400  # as torch clamps the logarithm
+    attention = torch.ones(1, 1, 1, 2, requires_grad=True)
+    occupied = torch.tensor([[[[0.0, 0.0, 1.0, 1.0]]]])
+    loss = attention_loss(attention, occupied, 2)
+    assert loss.item() == pytest.approx(-2 * math.log(1e-30))
+    loss.sum().backward()
+    assert attention.grad.isfinite().all()
 
 
 def test_importance_by_hand():
