@@ -8,12 +8,7 @@ from moeapps.cli.main import main
 from moeapps.cli.quickstart import NEEDS, PARTS
 from moeapps.cli.quickstart_streams import DRIFTING, MODELS, REAL
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("quickstart")
-    assert main(["quickstart", "streams", "--fast", "--out", str(path)]) == 0
-    return path
+PART = "streams"
 
 
 def test_report_shows_every_model_on_every_stream(folder):
@@ -25,10 +20,9 @@ def test_report_shows_every_model_on_every_stream(folder):
     assert "synthetic" in page[: page.index("<table>")]  # the title says which of them
 
 
-def test_numbers_are_kept(folder):
+def test_numbers_are_kept(folder, part):
     facts = json.loads((folder / "report.json").read_text())
     assert not facts["synthetic"]
-    part = facts["parts"]["streams"]
     assert part["datasets"] == [*REAL, DRIFTING]
     assert [row["model"] for row in part["rows"]] == list(MODELS)
     for row in part["rows"]:
