@@ -187,19 +187,13 @@ class LongTailClassifier(MoEModule):
 
     def setup(self, stage: str) -> None:
         """Take classes and counts from the data, build the network once, ask for its views."""
+        if not hasattr(self, "model"):
+            names = ("class_counts", "num_classes", "in_channels", "image_size")
+            self.take_from_data(*names, example="LongTailData")
+            self.assemble()
         data = getattr(self.trainer, "datamodule", None)
         if data is None or not hasattr(data, "class_counts"):
-            if not hasattr(self, "model"):
-                raise ConfigError(
-                    "LongTailClassifier got no data module that knows its classes. Pass "
-                    "datamodule=LongTailData(...) to the trainer, or num_classes=, class_counts=."
-                )
             return
-        if not hasattr(self, "model"):
-            for name in ("num_classes", "class_counts", "in_channels", "image_size"):
-                if self.hparams[name] is None:
-                    self.hparams[name] = getattr(data, name)
-            self.assemble()
         for name in ("num_classes", "class_counts"):
             if self.hparams[name] != getattr(data, name):
                 raise ArgumentError(

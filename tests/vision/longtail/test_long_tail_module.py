@@ -397,3 +397,9 @@ def test_scores_leave_out_an_expert_without_an_answer():
         }), model,
     )["accuracy/expert_2"]  # fmt: skip
     assert found["experts/kl"] == mean_off_diagonal(pairwise_kl(kept))
+
+
+def test_data_that_does_not_tell_its_classes_is_refused():
+    module, run = make(), make_trainer()
+    with pytest.raises(ConfigError, match=r"no data module with class_counts.*LongTailData"):
+        run.fit(module, train_dataloaders=[{"image": torch.zeros(2, 1, 8, 8)}])
