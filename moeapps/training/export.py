@@ -4,7 +4,8 @@ import importlib.util
 import json
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +128,8 @@ def export_program(
     """
     program = _trace(model, make_inputs, dynamic_shapes)
     _compare(model, program.module(), make_inputs, tolerance)
-    temporary = _beside(path)
-    torch.export.save(program, temporary)
-    temporary.replace(path)
+    with _whole(path) as temporary:
+        torch.export.save(program, temporary)
 
 
 def export_onnx(
@@ -168,36 +168,38 @@ def export_onnx(
     program = _trace(model, make_inputs, dynamic_shapes)
     with torch.no_grad():
         outputs = _named(model(*make_inputs(0)), "output")
-    temporary = _beside(path)
+    with _whole(path) as temporary:
+        try:
+            _translate(program, list(outputs), list(_feed(make_inputs(0))), temporary)
+            session = onnxruntime.InferenceSession(temporary)
+        except Exception as error:  # the exporter and the runtime raise many kinds
+            raise CheckpointError(_refusal(model, "an ONNX file", error)) from error
+
+        def run(*inputs: Any) -> dict[str, Tensor]:
+            feed = {name: value.numpy() for name, value in _feed(inputs).items()}
+            known = {entry.name for entry in session.get_inputs()}  # an input may be of no use
+            given = {name: value for name, value in feed.items() if name in known}
+            return dict(zip(outputs, map(torch.from_numpy, session.run(None, given)), strict=True))
+
+        _compare(model, run, make_inputs, tolerance)
+
+
+def _translate(
+    program: torch.export.ExportedProgram, outputs: list[str], inputs: list[str], path: Path
+) -> None:
+    """Write a program as ONNX, without what the exporter tells of packages and constants."""
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # the exporter tells of packages and constants at length
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = torch.onnx.export(
-                program, dynamo=True, verbose=False, output_names=list(outputs),
-                input_names=list(_feed(make_inputs(0))),
-            )  # fmt: skip
+                program, dynamo=True, verbose=False, output_names=outputs, input_names=inputs
+            )
         assert found is not None
-        found.save(temporary)
-        session = onnxruntime.InferenceSession(temporary)
-    except Exception as error:  # the exporter and the runtime raise many kinds
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(_refusal(model, "an ONNX file", error)) from error
+        found.save(path)
     finally:
         logging.disable(disabled)
-
-    def run(*inputs: Any) -> dict[str, Tensor]:
-        feed = {name: value.numpy() for name, value in _feed(inputs).items()}
-        known = {entry.name for entry in session.get_inputs()}  # an input may be of no use
-        given = {name: value for name, value in feed.items() if name in known}
-        return dict(zip(outputs, map(torch.from_numpy, session.run(None, given)), strict=True))
-
-    try:
-        _compare(model, run, make_inputs, tolerance)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _trace(
@@ -241,11 +243,17 @@ def _compare(
                 )
 
 
-def _beside(path: str | Path) -> Path:
-    """A temporary file of the same kind in the same folder, which is made."""
+@contextmanager
+def _whole(path: str | Path) -> Iterator[Path]:
+    """A temporary file of the same kind beside ``path``; takes its name if nothing fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.stem}.part{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _feed(inputs: Sequence[Any]) -> dict[str, Tensor]:
