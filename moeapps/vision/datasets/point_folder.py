@@ -160,12 +160,12 @@ def _require_pairs(lone: list[str], left: list[str], place: Path, empty: str) ->
     """Raise for photos without points and points without a photo, with the first of their names."""
     if lone:
         raise DataNotFoundError(
-            f"{len(lone)} photos have no points in {place}: {_first(lone)}. Add them, with {empty} "
+            f"Photos without points in {place}: {_first(lone)}. Add points, with {empty} "
             "for a photo that shows nothing to count; annotation='GT_{}' tells how names differ."
         )
     if left:
         raise DataNotFoundError(
-            f"{len(left)} points in {place} have no photo: {_first(left)}. Add the photos, or "
+            f"Points without a photo in {place}: {_first(left)}. Add the photos, or "
             "remove the points; annotation='GT_{}' tells how names differ."
         )
 
