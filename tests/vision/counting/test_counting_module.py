@@ -229,3 +229,18 @@ def test_names_that_are_not_known_are_refused():
         counter(select="bset")
     with pytest.raises(errors.UnknownNameError, match="hmode"):
         CrowdCounter("hmod")
+
+
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
+    def run(epochs, **options):
+        module = counter("single_density", milestones=[1])
+        one = trainer(tmp_path, max_epochs=epochs, limit_val_batches=1)
+        one.fit(module, datamodule=made(crop=32), **options)
+        return one, module
+
+    _, straight = run(2)
+    first, _ = run(1)
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    _, resumed = run(2, ckpt_path=tmp_path / "half.ckpt", weights_only=False)
+    for one, two in zip(straight.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(one, two)
