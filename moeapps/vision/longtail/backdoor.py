@@ -43,7 +43,8 @@ class BackdoorAdjustment(LongTailModel):
           the models' logits, which are the features too, as the widths of the models differ
 
     Raises:
-        ArgumentError: No model, a name unknown to timm, or statistics that do not fit.
+        ArgumentError: No model, a name unknown to timm, statistics that do not fit, or a model
+            with another number of outputs than classes.
         DataNotFoundError: There is no file of weights.
 
     Notes:
@@ -123,7 +124,7 @@ class _Member(nn.Module):
         if not isinstance(model, nn.Module):
             options = {"name": model} if isinstance(model, str) else dict(model)
             model = _from_timm(num_classes, in_channels, **options)
-        self.model = model
+        self.model, self.num_classes = model, num_classes
         own = getattr(model, "pretrained_cfg", None)
         gain = offset = None
         if normalised_by is not None and own:
@@ -144,6 +145,11 @@ class _Member(nn.Module):
         if self.gain is not None and self.offset is not None:
             images = images * self.gain + self.offset
         logits: Tensor = self.model(images)
+        if logits.ndim != 2 or logits.shape[1] != self.num_classes:
+            raise ArgumentError(
+                f"{type(self.model).__name__} gave {list(logits.shape)} for {len(images)} images, "
+                f"expected [B, {self.num_classes}]. Give it one output per class."
+            )
         return logits
 
 

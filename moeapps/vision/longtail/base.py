@@ -213,13 +213,23 @@ def checked_counts(class_counts: Sequence[int] | Tensor, num_classes: int) -> Te
         )
     empty = (counts < 1).nonzero().flatten().tolist()
     if empty:
-        named = ("class " if len(empty) == 1 else "classes ") + ", ".join(map(str, empty[:10]))
-        has = "has" if len(empty) == 1 else "have"
         raise ArgumentError(
-            f"{named} {has} no training image, so the prior has no logarithm. Every class needs at "
-            "least one: leave such classes out (empty_classes: drop of LongTailData)."
+            f"{without_images([*map(str, empty)])}, so the prior has no logarithm. Every class "
+            "needs at least one: leave such classes out (empty_classes: drop of LongTailData)."
         )
     return counts
+
+
+def without_images(names: Sequence[str], most: int = 10) -> str:
+    """What is wrong with classes that have no training image.
+
+    Example:
+        >>> without_images(["ant"]), without_images(["ant", "bee", "cow"], most=2)
+        ('class ant has no training image', 'classes ant, bee and 1 more have no training image')
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    kind, has = ("class", "has") if len(names) == 1 else ("classes", "have")
+    return f"{kind} {', '.join(names[:most])}{more} {has} no training image"
 
 
 def check_target(target: Tensor, num_classes: int) -> None:

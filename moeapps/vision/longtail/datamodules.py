@@ -15,6 +15,7 @@ from moeapps.data.locate import locate
 from moeapps.errors import ArgumentError, ConfigError, UnknownNameError
 from moeapps.vision import datasets
 from moeapps.vision.datasets.images import ImageSet, Splits
+from moeapps.vision.longtail.base import without_images
 from moeapps.vision.longtail.foreign import in_form_of
 from moeapps.vision.longtail.loaders import EpochOrder, ImageBatches
 from moeapps.vision.transforms import NORMALISATION, TwoView, batched, per_image
@@ -67,7 +68,8 @@ class LongTailData(lightning.LightningDataModule):
 
     Raises:
         UnknownNameError: For an unknown set or transform.
-        ArgumentError: A class has no training image, or there is no whole batch.
+        ArgumentError: A class has no training image, there is no whole batch, or the images of the
+            splits differ in size or mode.
 
     Example:
         >>> data = LongTailData("digits-lt", batch_size=64, views=2)
@@ -172,6 +174,12 @@ class LongTailData(lightning.LightningDataModule):
         self.num_classes, self.class_counts = train.num_classes, train.class_counts.tolist()
         if train.in_memory:
             height, width, self.in_channels = train.shape
+            for part, name in ((self.splits.val, "validation"), (self.splits.test, "test")):
+                if part is not None and part.in_memory and part.shape != train.shape:
+                    raise ArgumentError(
+                        f"{name} images are {list(part.shape)} (height, width, channels), those "
+                        f"for training {list(train.shape)}. Bring all to one size and mode."
+                    )
         else:
             self.in_channels, height, width = self._files(train, "test")[0]["image"].shape
         self.image_size = [height, width]
@@ -191,9 +199,8 @@ class LongTailData(lightning.LightningDataModule):
         if not len(empty):
             return splits
         if self.empty_classes == "error":
-            named = ", ".join(splits.class_names[label] for label in empty[:5])
             raise ArgumentError(
-                f"{len(empty)} classes have no training image ({named}). Set "
+                f"{without_images([splits.class_names[label] for label in empty])}. Set "
                 "empty_classes='drop' to leave them out, or a smaller imbalance or val_share."
             )
         kept = np.flatnonzero(splits.train.class_counts)

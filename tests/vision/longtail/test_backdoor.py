@@ -116,3 +116,10 @@ def test_nothing_is_downloaded_and_unknown_names_are_told(timm):
         BackdoorAdjustment(3, models=["resnet999"])
     with pytest.raises(ArgumentError, match="1 channels"):
         BackdoorAdjustment(3, models=["test_resnet"], normalised_by=([0.5], [0.5]))
+
+
+def test_a_model_with_another_number_of_outputs_is_named():
+    wide = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 5))
+    model = BackdoorAdjustment(4, [3, 2, 1, 1], models=[wide])
+    with pytest.raises(ArgumentError, match=r"Sequential gave \[2, 5\] for 2 images.*\[B, 4\]"):
+        model(torch.rand(2, 3, 4, 4))
