@@ -10,12 +10,10 @@ from moeapps.data.locate import locate
 from moeapps.vision.datasets.point_fixtures import write_scene
 from moeapps.vision.datasets.points import (
     PointSplits,
-    folder_of,
     points_of,
+    published_photos,
     read_rows,
-    require_count,
 )
-from moeapps.vision.photo_files import list_photos
 
 SPLITS = ("train", "val", "test")
 CARDS = {
@@ -64,9 +62,8 @@ def read(
     folder = (data_home(root) / card.files[0].path).parents[2]
     parts = {}
     for split in SPLITS:
-        place = folder_of(folder / split, "the images")
-        images = list_photos(place / "images")
-        require_count(place / "images", len(images), card.sizes[split] if whole else None)
+        place = folder / split
+        images = published_photos(place / "images", card.sizes[split] if whole else None)
         rows = [read_rows(place / "gt" / f"{path.stem}.txt", 4) for path in images]
         parts[split] = points_of(
             images, [found[:, :2] for found in rows], outside=outside,

@@ -13,7 +13,7 @@ from moeapps.vision.datasets.point_fixtures import write_scene
 from moeapps.vision.datasets.points import (
     PointImages,
     PointSplits,
-    as_points,
+    mat_points,
     points_of,
     read_mat,
     require_count,
@@ -83,7 +83,7 @@ def read(
 
 def _read_images(folder: Path, numbers: list[str], one_based: bool, outside: str) -> PointImages:
     mats = [folder / "mats" / f"{number}.mat" for number in numbers]
-    points = [as_points(read_mat(path, "annPoints"), path) for path in mats]
+    points = [mat_points(path) for path in mats]
     sizes = [_box_sizes(read_mat(path, "annBoxes"), path) for path in mats]
     complete = all(len(a) == len(b) for a, b in zip(points, sizes, strict=True))
     return points_of(

@@ -16,7 +16,7 @@ from moeapps.errors import (
     UnknownNameError,
 )
 from moeapps.vision.datasets.images import Splits
-from moeapps.vision.photo_files import read_photo
+from moeapps.vision.photo_files import list_photos, read_photo
 
 OUTSIDE = ("error", "drop", "clip")
 Points = NDArray[np.float64]
@@ -269,6 +269,16 @@ def read_mat(path: Path, key: str) -> NDArray[Any]:
         return np.asarray(content[key])
 
 
+def mat_points(path: Path, key: str = "annPoints") -> Points:
+    """Points of a MATLAB file.
+
+    Raises:
+        DataNotFoundError: The file is missing.
+        DataIntegrityError: It cannot be read, or holds no such points.
+    """
+    return as_points(read_mat(path, key), path)
+
+
 def as_points(values: Any, path: Path) -> Points:
     """Numbers in a file as ``[N, 2]``; anything empty is no point.
 
@@ -325,6 +335,22 @@ def folder_of(folder: Path, what: str) -> Path:
     if not folder.is_dir():
         raise DataNotFoundError(f"The folder {folder} with {what} is missing. Put it there.")
     return folder
+
+
+def published_photos(folder: Path, expected: int | None) -> list[Path]:
+    """The photographs of a folder, by name.
+
+    Args:
+        folder: Without subfolders.
+        expected: How many there must be; None for any.
+
+    Raises:
+        DataNotFoundError: There is no such folder, or it has none.
+        DataIntegrityError: There are more or fewer.
+    """
+    photos = list_photos(folder_of(folder, "the images"))
+    require_count(folder, len(photos), expected)
+    return photos
 
 
 def require_count(place: Path, found: int, expected: int | None) -> None:

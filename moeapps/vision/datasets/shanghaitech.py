@@ -13,12 +13,10 @@ from moeapps.vision.datasets.points import (
     Points,
     PointSplits,
     as_points,
-    folder_of,
     points_of,
+    published_photos,
     read_mat,
-    require_count,
 )
-from moeapps.vision.photo_files import list_photos
 
 
 def _card(part: str, train: int, test: int, heads: int) -> DatasetCard:
@@ -78,9 +76,8 @@ def read(
     folder = (data_home(root) / card.files[0].path).parents[2]
     parts = {}
     for split in ("train", "test"):
-        place = folder_of(folder / f"{split}_data", "the images")
-        images = list_photos(place / "images")
-        require_count(place / "images", len(images), card.sizes[split] if whole else None)
+        place = folder / f"{split}_data"
+        images = published_photos(place / "images", card.sizes[split] if whole else None)
         points = [_heads(place / "ground_truth" / f"GT_{path.stem}.mat") for path in images]
         parts[split] = points_of(images, points, one_based=one_based, outside=outside)
     return PointSplits(parts["train"], None, parts["test"], "published")

@@ -11,12 +11,10 @@ from moeapps.errors import ArgumentError
 from moeapps.vision.datasets.point_fixtures import write_scene
 from moeapps.vision.datasets.points import (
     PointSplits,
-    as_points,
+    mat_points,
     points_of,
-    read_mat,
-    require_count,
+    published_photos,
 )
-from moeapps.vision.photo_files import list_photos
 
 FOLDS = 5
 CARDS = {
@@ -71,12 +69,9 @@ def read(
         raise ArgumentError(f"fold={fold} is none of the {FOLDS}. Choose 0 to {FOLDS - 1}.")
     locate(card, root=root, download=download)
     folder = (data_home(root) / card.files[0].path).parent
-    images = sorted(list_photos(folder), key=lambda path: (len(path.stem), path.stem))
-    require_count(folder, len(images), card.sizes["images"] if whole else None)
-    points = [
-        as_points(read_mat(found := folder / f"{path.stem}_ann.mat", "annPoints"), found)
-        for path in images
-    ]
+    images = published_photos(folder, card.sizes["images"] if whole else None)
+    images.sort(key=lambda path: (len(path.stem), path.stem))
+    points = [mat_points(folder / f"{path.stem}_ann.mat") for path in images]
     every = points_of(images, points, one_based=one_based, outside=outside)
     tested = np.array_split(np.arange(len(every)), FOLDS)[fold]
     trained = np.setdiff1d(np.arange(len(every)), tested)

@@ -10,13 +10,10 @@ from moeapps.data.locate import locate
 from moeapps.vision.datasets.point_fixtures import write_scene
 from moeapps.vision.datasets.points import (
     PointSplits,
-    as_points,
-    folder_of,
+    mat_points,
     points_of,
-    read_mat,
-    require_count,
+    published_photos,
 )
-from moeapps.vision.photo_files import list_photos
 
 CARDS = {
     "ucf-qnrf": DatasetCard(
@@ -67,13 +64,9 @@ def read(
     folder = (data_home(root) / card.files[0].path).parents[1]
     parts = {}
     for split in ("train", "test"):
-        place = folder_of(folder / split.title(), "the images")
-        images = list_photos(place)
-        require_count(place, len(images), card.sizes[split] if whole else None)
-        points = [
-            as_points(read_mat(found := place / f"{path.stem}_ann.mat", "annPoints"), found)
-            for path in images
-        ]
+        place = folder / split.title()
+        images = published_photos(place, card.sizes[split] if whole else None)
+        points = [mat_points(place / f"{path.stem}_ann.mat") for path in images]
         parts[split] = points_of(images, points, one_based=one_based, outside=outside)
     return PointSplits(parts["train"], None, parts["test"], "published")
 
