@@ -14,12 +14,14 @@ from moeapps.lazy import needs_extra
 if TYPE_CHECKING:
     from moeapps.training.report import Section
 
-# One part per domain. Each module has ``run(*, seeds, fast, say) -> Part``.
+# One part per domain or task. Each module has ``run(*, seeds, fast, say) -> Part``.
 PARTS = {
     "graphs": "moeapps.cli.quickstart_graphs",
     "recsys": "moeapps.cli.quickstart_recsys",
     "streams": "moeapps.cli.quickstart_streams",
     "vision": "moeapps.cli.quickstart_vision",
+    "restoration": "moeapps.cli.quickstart_restoration",
+    "counting": "moeapps.cli.quickstart_counting",
 }
 # What a part cannot run without, besides what moeapps itself needs.
 NEEDS = {
@@ -27,7 +29,12 @@ NEEDS = {
     "recsys": (),
     "streams": ("numba", "river"),
     "vision": ("sklearn",),
+    "restoration": ("skimage", "sklearn", "PIL"),
+    "counting": ("scipy",),
 }
+# The extra that brings it, where that has another name.
+EXTRAS = {"restoration": "vision", "counting": "vision"}
+_DISTRIBUTIONS = {"sklearn": "scikit-learn", "skimage": "scikit-image", "PIL": "pillow"}
 HEADER = ("model", "test accuracy, %", "time per training, s", "to the weak expert, %")
 
 
@@ -37,7 +44,7 @@ class Row:
 
     Args:
         model: Its name.
-        scores: Test score per seed, in [0, 1].
+        scores: Test score per seed: a share in [0, 1], or in the unit that the part's header names.
         seconds: Training time per seed.
         weak_share: Share of rows sent to the weak expert per seed; empty for single models.
     """
@@ -108,13 +115,13 @@ def run(options: argparse.Namespace) -> int:
     names = _parts([*options.parts, *(options.only or [])])
     for name in PARTS:
         if (missing := _missing(name)) and name not in names:
-            out.print(f"{name} is left out: {MissingExtraError(name, missing)}", markup=False)
+            out.print(f"{name} is left out: {_lacks(name, missing)}", markup=False)
     folder = _folder(options.out)
     began = time.monotonic()
     seeds = 1 if options.fast else options.seeds
     parts = {}
     for name in names:
-        with needs_extra(name):
+        with needs_extra(EXTRAS.get(name, name)):
             parts[name] = importlib.import_module(PARTS[name]).run(
                 seeds=seeds, fast=options.fast, say=lambda text: out.print(text, markup=False)
             )
@@ -132,7 +139,7 @@ def _parts(given: list[str]) -> list[str]:
         if name not in PARTS:
             raise UnknownNameError("part", name, PARTS)
         if missing := _missing(name):
-            raise MissingExtraError(name, missing)
+            raise _lacks(name, missing)
     names = list(dict.fromkeys(given)) or [name for name in PARTS if not _missing(name)]
     if not names:
         raise MissingExtraError("graphs", str(_missing("graphs")))
@@ -143,8 +150,12 @@ def _missing(name: str) -> str | None:
     """A package that a part needs and that is not installed."""
     for package in NEEDS[name]:
         if importlib.util.find_spec(package) is None:
-            return package.replace("_", "-")
+            return _DISTRIBUTIONS.get(package, package.replace("_", "-"))
     return None
+
+
+def _lacks(name: str, package: str) -> MissingExtraError:
+    return MissingExtraError(EXTRAS.get(name, name), package)
 
 
 def mean_spread(values: tuple[float, ...], *, scale: float = 1.0, digits: int = 1) -> str:
