@@ -19,7 +19,6 @@ from torch import Tensor
 from moeapps.errors import ArgumentError
 from moeapps.vision.counting.density_maps import sum_pool
 
-
 _NEVER = 1e-30  # probability whose logarithm still has a finite gradient
 
 

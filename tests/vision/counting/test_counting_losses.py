@@ -89,7 +89,7 @@ def test_relative_counting_needs_three_windows_and_a_fitting_side():
     cells = Cells.of(torch.rand(1, 1, 16, 32), 4)
     maps = torch.rand(1, 1, 4, 8, requires_grad=True)
     loss = relative_counting(maps, cells)
-    assert float(loss) == 0
+    assert loss.item() == 0
     loss.sum().backward()
     with pytest.raises(ArgumentError, match="no multiple of the stride 4"):
         relative_counting(maps, cells, window=6)
