@@ -105,7 +105,7 @@ class HierarchicalDensityMixture(nn.Module):
             among = self.second(features)
             report_routing(self.second, among)
             output = (_spread(among.weights, maps) * groups).sum(1, keepdim=True)
-            weights = (among.weights.unsqueeze(-2) @ inside.weights).squeeze(-2)
+            weights = (among.weights.unsqueeze(-1) * inside.weights).sum(-2)
             gates.append(among)
         return {
             "experts": maps,

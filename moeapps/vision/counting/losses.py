@@ -221,8 +221,8 @@ def counting_terms(
         attention = attention_loss(aux["attention"], occupied, gate_stride, mask).sum() / size
     relative = relative_counting(maps, cells, window=window, hard=hard)
     return {
-        "levels": (squared_error(maps, cells) @ weights).sum() / size,
-        "relative": (relative @ weights).sum() / size,
+        "levels": (squared_error(maps, cells) * weights).sum() / size,
+        "relative": (relative * weights).sum() / size,
         "importance": aux["importance"] / size,
         "attention": attention,
     }

@@ -158,6 +158,19 @@ def test_terms_are_means_over_the_images(random):
         torch.testing.assert_close(both[name], (one[name] + other[name]) / 2)
 
 
+def test_autocast_leaves_the_terms_in_float32(random):
+    maps = 1 + torch.rand(1, 1, 32, 32, generator=random) / 100
+    aux = {"experts": maps, "groups": maps, "output": maps, "attention": None}
+    aux["importance"] = torch.zeros(())
+    density = torch.rand(1, 1, 32, 32, generator=random)
+    scale = {"label_scale": 1, "stride": 1, "gate_stride": 1}
+    expected = counting_terms(aux, density, **scale)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = counting_terms(aux, density, **scale)
+    for name, term in expected.items():
+        assert torch.equal(found[name], term)
+
+
 def test_targets_that_would_be_broadcast_are_refused():
     ones = torch.ones(2, 1, 4, 4)
     aux = {"experts": ones, "groups": ones, "output": ones, "attention": None, "importance": 0}
