@@ -72,8 +72,6 @@ def run(arm: str, seed: int, steps: int) -> dict[str, Any]:
     splits, start = photographs(), time.process_time()
     torch.manual_seed(seed)
     network = build(arm)
-    nn.init.zeros_(network.tail[-1].weight)  # begins as the identity
-    nn.init.zeros_(network.tail[-1].bias)
     optimizer = build_optimizer(network, "adamw", lr=LR, weight_decay=1e-4)
     schedule = build_schedule(optimizer, "cosine", warmup_steps=steps // 20, total_steps=steps)
     network.train()

@@ -38,8 +38,9 @@ class RestorationFrame(nn.Module):
 
     Notes:
         Sides are padded to a multiple of ``p`` by reflection (by repeating the border in images
-        smaller than the padding) and cropped again. With ``residual_learning`` the output is
-        clamped to [0, 1] in eval mode only, where no gradient is lost.
+        smaller than the padding) and cropped again. With ``residual_learning`` the network begins
+        close to the identity, and its output is clamped to [0, 1] in eval mode only, where no
+        gradient is lost.
     """
 
     def __init__(
@@ -66,9 +67,12 @@ class RestorationFrame(nn.Module):
             for ffn in ffns
         )
         self.unpatch = nn.Linear(embed_dim, wide * p * p)
-        self.tail = nn.Sequential(
-            ResBlock(wide), conv(wide, narrow), ResBlock(narrow), conv(narrow, 3)
-        )
+        last = conv(narrow, 3)
+        if residual_learning:  # begins close to the identity: a random change would do harm
+            with torch.no_grad():
+                last.weight.mul_(0.01)
+            nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+        self.tail = nn.Sequential(ResBlock(wide), conv(wide, narrow), ResBlock(narrow), last)
 
     def forward(
         self, images: Tensor, return_aux: bool = False

@@ -131,8 +131,8 @@ class ImageRestorer(MoEModule):
         )
         if not bool(torch.isfinite(total.detach())):
             raise ArgumentError(
-                f"The loss is {float(total.detach()):.3g} in epoch {self.current_epoch + 1}. Lower lr, or "
-                "look for images that are not finite."
+                f"The loss is {float(total.detach()):.3g} in epoch {self.current_epoch + 1}. Lower "
+                "lr, or look for images that are not finite."
             )
         return total
 

@@ -178,3 +178,12 @@ def test_bsds500_is_read_from_its_folders(tmp_path):
     make_fixture("bsds500", tmp_path, images=20, seed=0)
     splits = load("bsds500", root=tmp_path, weather=["night"], short_side=None)
     assert splits.num_rows == {"train": 20, "val": 10, "test": 20}
+
+
+@pytest.mark.data
+def test_bsds500_is_complete():
+    splits = load("bsds500", weather=["night"], short_side=32)
+    assert splits.num_rows == {"train": 200, "val": 100, "test": 200}
+    scenes = [{name.split("-")[0] for name in part.names} for part in
+              (splits.train, splits.val, splits.test)]  # fmt: skip
+    assert len(set.union(*scenes)) == 500

@@ -133,6 +133,13 @@ def test_tiles_give_nearly_the_whole_image_and_sizes_are_kept():
     assert module.restore(torch.rand(3, 1, 1)).shape == (3, 1, 1)
 
 
+def test_learning_the_change_begins_close_to_the_identity():
+    torch.manual_seed(0)
+    module = ImageRestorer("mofme", model_args=SMALL).eval()
+    image = torch.rand(3, 32, 32)
+    assert float(psnr(module.restore(image)[None], image[None])) > 40
+
+
 def test_large_images_are_kept_by_their_middle():
     kept = Restored(("haze",))
     image = torch.rand(3, LARGEST + 40, 20)
