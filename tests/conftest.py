@@ -100,7 +100,8 @@ def run_guide(tmp_path, monkeypatch):
 
         words = shlex.split(line, comments=True)
         if words[:1] == ["moeapps"] and words[1] != "quickstart":
-            newest = max(Path("runs").glob("*/*/*"), default="RUN")
+            runs = Path("runs").glob("*/*/*")
+            newest = max(runs, key=lambda run: run.stat().st_mtime_ns, default="RUN")
             assert main([str(newest) if word == "RUN" else word for word in words[1:]]) == 0, line
         elif words[:1] == ["python"]:
             assert (ROOT / words[1]).is_file(), line

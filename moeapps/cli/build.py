@@ -40,8 +40,8 @@ _WARNINGS = (
 )
 _INFO = re.compile(
     r"Seed set to|GPU available|TPU available|HPU available|💡|`Trainer\.fit` stopped"
-    r"|Loading `train_dataloader` to estimate|Received SIGTERM|Restor(ing|ed)|Loaded model weights|LOCAL_RANK"
-    r"|\nDetected KeyboardInterrupt"
+    r"|Loading `train_dataloader` to estimate|Received SIGTERM|Restor(ing|ed)"
+    r"|Loaded model weights|LOCAL_RANK|\nDetected KeyboardInterrupt"
     r"|The following callbacks returned in `LightningModule\.configure_callbacks`"
 )
 

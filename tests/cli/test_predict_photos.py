@@ -73,6 +73,31 @@ def test_counts_of_a_folder_are_those_of_the_module(counter, photos, tmp_path, c
     )
 
 
+def test_a_restorer_writes_photos_of_the_same_size_and_strips(photos, tmp_path, capsys):
+    small = (
+        "{num_experts: 2, embed_dim: 8, depth: 1, num_heads: 1, head_dim: 8, patch_size: 4, "
+        "head_channels: 4, tail_channels: [4, 4]}"
+    )
+    run = fit(
+        tmp_path / "runs", "mofme_bundled_photos.yaml", "--model.model_args", small,
+        "--data.dataset_args", "{variants: 1, short_side: 32}", "--data.weather", "[haze]",
+        "--data.crop", "16",
+    )  # fmt: skip
+    capsys.readouterr()
+    out = tmp_path / "out"
+    assert predict(run, photos, out, "--tile", "32") == 0
+    assert f"3 photos restored: {out / 'restored.csv'}" in " ".join(capsys.readouterr().out.split())
+    for name, written in (("a.png", "a.png"), ("b.jpg", "b.png"), ("pixel.png", "pixel.png")):
+        assert read_photo(out / written).shape == read_photo(photos / name).shape
+        assert (out / "side_by_side" / written).is_file()
+    from moeapps.cli.evaluate import find_checkpoint, trained_module
+
+    module, _ = trained_module(find_checkpoint(str(run))[1])
+    image = torch.from_numpy(read_photo(photos / "a.png")).permute(2, 0, 1) / 255
+    expected = (module.restore(image, tile=32) * 255).round().permute(1, 2, 0).numpy()
+    assert np.array_equal(read_photo(out / "a.png"), expected)
+
+
 def test_broken_photos_are_named_and_told_by_the_exit_code(counter, photos, tmp_path, capsys):
     (photos / "broken.png").write_bytes((photos / "a.png").read_bytes()[:99])
     out = tmp_path / "out"
