@@ -131,8 +131,7 @@ def size(network: nn.Module) -> int:
 
 def run(arm: str, seed: int, steps: int) -> dict[str, Any]:
     """Train one network and test it."""
-    train, test = crops("train"), crops("test")
-    windows, changes = cut(*train)
+    windows, changes = samples("train")
     start = time.process_time()
     torch.manual_seed(seed)
     network = build(arm).train()
@@ -144,7 +143,7 @@ def run(arm: str, seed: int, steps: int) -> dict[str, Any]:
         loss.backward()
         optimizer.step()
         schedule.step()
-    scores, before = judge(network.eval(), *test)
+    scores, before = judge(network.eval(), *crops("test"))
     by_weather = {name: round(float(s.mean()), 4) for name, s in zip(WEATHER, scores, strict=True)}
     return {
         "arm": arm,
@@ -193,6 +192,12 @@ def pair(
     region = Photo(photo.name, photo.image, None).columns(start, stop).image
     cut = slice(round(start * image.shape[1]), round(stop * image.shape[1]))
     return image[:, cut], region.astype(np.float32) / 255
+
+
+@lru_cache
+def samples(part: str) -> tuple[Tensor, Tensor]:
+    """Windows and changes of all crops; made once for all runs of a process."""
+    return cut(*crops(part))
 
 
 def cut(degraded: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
