@@ -21,6 +21,7 @@ MODELS = {
     "moe": lambda: MoEViT(3, top_k=2, **SMALL),
     "token": lambda: MoFME(3, top_k=2, **SMALL),
     "image": lambda: MoFME(3, routing="image", **SMALL),
+    "uncertain": lambda: MoFME(3, top_k=2, uncertainty={"p": 0.2, "mode": "temper"}, **SMALL),
     "static": lambda: MoFME(3, kind="static", site="hidden", residual_learning=True, **SMALL),
 }
 
@@ -91,7 +92,7 @@ def test_padding_reflects_where_it_can():
     assert pad_to(x[..., :4], 4).shape == (1, 1, 4, 4)
 
 
-@pytest.mark.parametrize("name", ["moe", "token", "image", "static"])
+@pytest.mark.parametrize("name", ["moe", "token", "image", "uncertain", "static"])
 def test_aux_and_explain_tell_what_every_block_decided(name):
     model, images = MODELS[name]().eval(), torch.rand(2, 3, 10, 20)
     restored, aux = model(images, return_aux=True)
@@ -118,7 +119,7 @@ def test_what_is_no_batch_of_colour_images_is_refused(shape):
 
 
 def test_every_routing_learns_from_an_image():
-    for name in ("moe", "token", "image", "static"):
+    for name in ("moe", "token", "image", "uncertain", "static"):
         torch.manual_seed(0)
         model = MODELS[name]()
         F.mse_loss(model(torch.rand(2, 3, 12, 12)), torch.rand(2, 3, 12, 12)).backward()
