@@ -132,7 +132,10 @@ class _Tile:
         if self.side is None or self.side == "auto":
             device = device_of(self.module, torch.empty(0))
             large = torch.zeros(1, 3, 1, 1).expand(-1, -1, LARGEST, LARGEST)
-            self.side = choose_tile(self.module.model, large, device=device, multiple=self.multiple)
+            chosen = choose_tile(self.module.model, large, device=device, multiple=self.multiple)
+            # At least half of a tile is its core; should that not fit, tiles shrink by themselves.
+            margin = self.module.hparams.get("halo") or 0
+            self.side = max(chosen, -(-4 * margin // self.multiple) * self.multiple)
         return int(self.side)
 
 

@@ -108,6 +108,11 @@ def tiled_density(
         (torch.Size([1, 1, 50, 70]), 3500.0)
     """
     overlap = None if halo is None else 2 * (-(-halo // multiple) * multiple)
+    if overlap is not None and isinstance(tile, int) and 0 < tile <= overlap:
+        raise ArgumentError(
+            f"halo={halo} on both sides leaves no core of tiles of {tile}. Choose tiles above "
+            f"{overlap}, or a smaller halo."
+        )
     return _tiled(model, x, tile, overlap, multiple, "core", tile_batch)
 
 

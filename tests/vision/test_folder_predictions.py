@@ -229,6 +229,15 @@ def test_one_photo_and_the_tile_chosen_once_by_memory(folders):
     assert {tile for _, tile in module.seen} == {16}
 
 
+def test_scarce_memory_leaves_room_for_the_halo(folders, monkeypatch):
+    source, target = folders
+    photos(source, "a.png")
+    monkeypatch.setattr("moeapps.vision.photo_tasks.choose_tile", lambda *_, **__: 32)
+    module = Counter(Brightness(), halo=30)
+    assert predict_folder(photo_task(module), source, target, run="1").done == 1
+    assert {tile for _, tile in module.seen} == {120}
+
+
 def test_places_that_cannot_be_are_told(folders, monkeypatch):
     source, target = folders
     with pytest.raises(DataNotFoundError, match="holds no photos"):

@@ -129,6 +129,8 @@ def test_unknown_blends_and_other_inputs_are_refused():
         tiled_inference(identity, torch.rand(1, 3, 8, 8), blend="han")
     with pytest.raises(ArgumentError, match=r"expected float images \[B, C, H, W\]"):
         tiled_density(identity, torch.zeros(3, 8, 8))
+    with pytest.raises(ArgumentError, match="Choose tiles above 40"):
+        tiled_density(identity, torch.zeros(1, 3, 8, 8), 40, 17, 4)
     with pytest.raises(ArgumentError, match="not empty"):
         tiled_inference(identity, torch.zeros(1, 3, 0, 8))
     with pytest.raises(ArgumentError, match="Expected the same height and width"):
