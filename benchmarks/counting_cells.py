@@ -37,6 +37,10 @@ _SMALL = {"gate_widths": [16], "second_widths": [16], "attention_widths": [8]}
 _HMODE: dict[str, Any] = {"make": HMoDE, "args": _SMALL}
 VARIANTS: dict[str, dict[str, Any]] = {
     "single": {"make": SingleDensityCounter, "args": {}},
+    "single, parameters of hmode": {
+        "make": SingleDensityCounter,
+        "args": {"backbone_args": {"widths": [18, 36, 54], "norm": False}},
+    },
     "flat": {"make": FlatDensityCounter, "args": {"gate_widths": [16]}},
     "hmode": _HMODE,
     "hmode, all levels alike": {**_HMODE, "level_weights": (1, 1, 1)},
@@ -52,7 +56,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "single, wide view": {"make": SingleDensityCounter, "args": {"expert_kernel": 5}},
     "hmode, wide view": {"make": HMoDE, "args": {**_SMALL, "expert_kernel": 5}},
 }
-SHOWN = ("single", "flat", "hmode")
+SHOWN = ("single", "single, parameters of hmode", "flat", "hmode")
 
 Part = tuple[Tensor, Tensor, Tensor]
 
@@ -76,7 +80,7 @@ def fit(name: str, train: Part, seed: int, steps: int) -> nn.Module:
     """Train on whole images; at their borders maps hold more than a crop would tell."""
     variant = VARIANTS[name]
     torch.manual_seed(seed)
-    model = variant["make"](**FRAME, **variant["args"]).to(memory_format=torch.channels_last)
+    model = variant["make"](**{**FRAME, **variant["args"]}).to(memory_format=torch.channels_last)
     images, density, _ = train
     rate = variant.get("lr", RATE)
     optimiser = torch.optim.AdamW(model.parameters(), rate, weight_decay=1e-4)

@@ -55,15 +55,17 @@ def test_finished_runs_are_not_repeated_and_the_page_has_them(benchmark, tmp_pat
     benchmark.main([*arguments, "--only", "single"])
     benchmark.main(arguments)
     benchmark.main(arguments)
-    names = ["single", "flat", "hmode"]
+    names = ["single", "single, parameters of hmode", "flat", "hmode"]
     assert sorted(made) == sorted((name, split) for name in names for split in (0, 1))
     lines = (tmp_path / "counting.jsonl").read_text().splitlines()
-    assert len([json.loads(line) for line in lines]) == 6
+    assert len([json.loads(line) for line in lines]) == 8
     page = (tmp_path / "counting.md").read_text()
     assert "| hmode | 2 | 2.50 ± 0.00 | 4.00 | 2.00 | +0.50 ± 0.00 (2 of 2) | 1,000 | 9 |" in page
 
 
-@pytest.mark.parametrize("name", ["single", "flat", "hmode", "hmode, scale 1000"])
+@pytest.mark.parametrize(
+    "name", ["single, parameters of hmode", "flat", "hmode", "hmode, scale 1000"]
+)
 def test_a_step_on_cells_is_finite_and_repeats_itself(benchmark, name):
     cells = benchmark.counting_cells
     generator = torch.Generator().manual_seed(0)
