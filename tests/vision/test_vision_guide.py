@@ -9,7 +9,7 @@ from moeapps.vision.robust.suites import ADAPTIVE
 
 GUIDE = Path(__file__).parents[2] / "docs" / "vision.md"
 
-for package in ("sklearn", "timm", "torchvision"):
+for package in ("skimage", "sklearn", "timm", "torchvision"):
     pytest.importorskip(package, reason='needs pip install "moeapps[vision]"')
 
 
@@ -19,7 +19,9 @@ def test_every_block_of_the_guide_runs(run_guide):
     assert names["metrics"].balanced_accuracy(predicted, labels, 10) > 0.6
     assert (names["skewed"] == 0).sum() > (predicted == 0).sum()
     assert 1 <= (names["routing"].weights > 0).sum(1).float().mean() < 3
-    assert len(list(Path("runs").glob("*/*/*"))) == 2
+    assert len(list(Path("runs").glob("*/*/*"))) == 4
+    for path in ("restored/chelsea.png", "restored/side_by_side/coffee.png", "counted/counts.csv"):
+        assert Path(path).is_file(), path
     robust = names["report"]
     assert set(ADAPTIVE[:3]) < set(robust.correct)
     assert robust.worst() < robust.accuracy() > 0.3
