@@ -17,6 +17,7 @@ from moeapps.vision.counting.figures import CAPTIONS, figures
 from moeapps.vision.counting.modules import CrowdCounter
 
 EPOCHS = 8
+FIRST_SEED = 10  # those before chose the settings
 SIZES = {"train": 48, "val": 1, "test": 40, "size": 64}
 _ENCODER = {"backbone": "plain", "strides": [2, 4, 8], "norm": True}
 _GATES = {"slim": True, "gate_widths": [16], "second_widths": [16], "attention_widths": [16]}
@@ -37,7 +38,8 @@ _ABOUT = (
     "{epochs} times in the same order. **MAE** is the mean error of a count; **GAME(1)** adds up "
     "the errors of the four quarters of an image, so that people counted in the wrong place do not "
     "make up for others. What always says the mean count of the training images is the measure "
-    "to beat. Crowds, order and weights are drawn anew for each seed."
+    "to beat. Crowds, order and weights are drawn anew for each seed; "
+    "the settings were chosen on other seeds."
 )
 
 
@@ -60,9 +62,11 @@ def run(*, seeds: int, fast: bool, say: Callable[[str], None]) -> Part:
         say: Where a line of progress goes.
     """
     found: dict[str, list[Trained]] = {name: [] for name in MODELS}
-    for seed in range(seeds):
-        for index, name in enumerate(MODELS, seed * len(MODELS) + 1):
-            one = train(name, seed, 1 if fast else EPOCHS, draw=seed == 0 and name == MIXTURE)
+    used = range(FIRST_SEED, FIRST_SEED + seeds)
+    for done, seed in enumerate(used):
+        for index, name in enumerate(MODELS, done * len(MODELS) + 1):
+            draw = done == 0 and name == MIXTURE
+            one = train(name, seed, 1 if fast else EPOCHS, draw=draw)
             found[name].append(one)
             say(
                 f"counting {index}/{seeds * len(MODELS)}  seed {seed}  {name}: "
@@ -96,12 +100,12 @@ def run(*, seeds: int, fast: bool, say: Callable[[str], None]) -> Part:
     part.sections = [
         Section("What the crowds are", text=about),
         Section(
-            "What HMoDE sees, seed 0",
+            f"What HMoDE sees, seed {FIRST_SEED}",
             pictures=tuple(Picture(f"{key}_hmode", drawn[key], CAPTIONS[key]) for key in DRAWN),
         ),
     ]
     part.facts = {
-        "dataset": "rendered-crowds", **SIZES, "seeds": list(range(seeds)), "guess": guesses,
+        "dataset": "rendered-crowds", **SIZES, "seeds": [*used], "guess": guesses,
         "epochs": 1 if fast else EPOCHS,
         "by": {name: [one.metrics for one in trained] for name, trained in found.items()},
     }  # fmt: skip

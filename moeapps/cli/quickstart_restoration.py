@@ -16,6 +16,7 @@ from moeapps.vision.restoration.figures import CAPTIONS, figures
 from moeapps.vision.restoration.modules import ImageRestorer
 
 EPOCHS = 6
+FIRST_SEED = 10  # those before chose the settings
 WEATHER = ("haze", "rain", "snow")
 _FRAME = {
     "embed_dim": 48, "depth": 1, "patch_size": 4, "num_heads": 3, "head_dim": 16, "dropout": 0.0,
@@ -36,7 +37,8 @@ _ABOUT = (
     "does on new photographs. Both networks have {weights:,} weights and see the same crops in the "
     "same order {epochs} times; they are far too small and too little trained for good pictures. "
     "**PSNR** is the mean over the images of each one's own, in dB; three more halve the squared "
-    "error. Weather, order and weights are drawn anew for each seed."
+    "error. Weather, order and weights are drawn anew for each seed; "
+    "the settings were chosen on other seeds, but on the same photographs."
 )
 
 
@@ -59,9 +61,11 @@ def run(*, seeds: int, fast: bool, say: Callable[[str], None]) -> Part:
         say: Where a line of progress goes.
     """
     found: dict[str, list[Trained]] = {name: [] for name in MODELS}
-    for seed in range(seeds):
-        for index, name in enumerate(MODELS, seed * len(MODELS) + 1):
-            one = train(name, seed, 1 if fast else EPOCHS, draw=seed == 0 and name == MIXTURE)
+    used = range(FIRST_SEED, FIRST_SEED + seeds)
+    for done, seed in enumerate(used):
+        for index, name in enumerate(MODELS, done * len(MODELS) + 1):
+            draw = done == 0 and name == MIXTURE
+            one = train(name, seed, 1 if fast else EPOCHS, draw=draw)
             found[name].append(one)
             say(
                 f"restoration {index}/{seeds * len(MODELS)}  seed {seed}  {name}: "
@@ -91,12 +95,12 @@ def run(*, seeds: int, fast: bool, say: Callable[[str], None]) -> Part:
             text=_ABOUT.format(weights=weights, epochs=1 if fast else EPOCHS),
         ),
         Section(
-            "What MoFME makes of them, seed 0",
+            f"What MoFME makes of them, seed {FIRST_SEED}",
             pictures=tuple(Picture(key, drawn[key], CAPTIONS[key]) for key in DRAWN),
         ),
     ]
     part.facts = {
-        "dataset": "bundled-photos", "weather": list(WEATHER), "seeds": list(range(seeds)),
+        "dataset": "bundled-photos", "weather": list(WEATHER), "seeds": [*used],
         "epochs": 1 if fast else EPOCHS,
         "input": [one.before for one in found[BASELINE]],
         "by": {name: [one.metrics for one in trained] for name, trained in found.items()},
